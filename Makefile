@@ -1,0 +1,77 @@
+# make book    the website, in .venv, without torch          make serve    read it at http://127.0.0.1:8000
+# make test    completes .venv, runs every test and chapter  make lab      the chapters in JupyterLab
+# make help    the rest
+PYTHON ?= python3
+PORT   ?= 8000
+DATA   ?= data
+DEVICE ?= auto
+PY     := .venv/bin/python
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+BOOK   := $(PY) -m tools.book
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: help book serve test lab execute pages train evaluate bench gpu mutate lint address clean
+.DEFAULT_GOAL := help
+
+help:  ## what can be made
+	@echo "Learning Diffusion Models, Step by Step"; echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+
+# --- one virtual environment, completed in steps; a stamp file says which steps are done ---
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or later is needed, this is {sys.version.split()[0]}. Try: make book PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+.venv/with-book: requirements-book.txt | .venv/made
+	$(PIP) -r requirements-book.txt
+	@touch $@
+.venv/with-test: requirements.txt requirements-test.txt requirements-compare.txt constraints.txt pyproject.toml | .venv/with-book
+	$(PIP) -r requirements.txt -r requirements-test.txt -r requirements-compare.txt
+	$(PIP) --no-deps --editable .
+	@touch $@
+.venv/with-lab: .venv/with-test
+	$(PIP) jupyterlab
+	@touch $@
+
+book: .venv/with-book  ## build the website and print where to open it
+	@$(BOOK)
+
+serve: book  ## serve the website at http://127.0.0.1:$(PORT)
+	@echo "Serving at http://127.0.0.1:$(PORT)/ (Ctrl-C stops it)"
+	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+test: .venv/with-test  ## every test, then every chapter run and compared with its stored outputs
+	$(PY) -m tools.verify
+
+lab: .venv/with-lab  ## open the chapters in JupyterLab
+	$(PY) -m jupyter lab book
+
+execute: .venv/with-test  ## re-run the chapters and store their outputs (CHAPTERS="a.ipynb b.ipynb", default all)
+	$(PY) -m tools.execute $(CHAPTERS)
+
+pages: .venv/with-book  ## rewrite the generated reference pages: ledger, status, symptoms
+	$(PY) -m tools.pages
+
+train: .venv/with-test  ## train the shipped networks at full length (DATA=folder, DEVICE=auto|cpu|cuda)
+	$(PY) -m diffusion_core train classifier --data $(DATA) --device $(DEVICE) --resume
+	$(PY) -m diffusion_core train mnist --data $(DATA) --device $(DEVICE) --resume
+
+evaluate: .venv/with-test  ## measure the shipped network against MNIST (DATA=folder)
+	$(PY) -m diffusion_core evaluate mnist --data $(DATA) --device $(DEVICE)
+
+bench: .venv/with-test  ## time our code beside lucidrains' and diffusers', interleaved
+	$(PY) -m benchmarks
+
+gpu: train evaluate bench  ## everything that wants a GPU; resumable, and works on a CPU, slowly
+
+mutate: .venv/with-test  ## inject bugs mechanically and count those the tests catch
+	$(PY) -m tools.mutate
+
+lint: .venv/with-test  ## ruff over package, tools, tests and chapters
+	$(PY) -m ruff check diffusion_core tools tests book $(wildcard benchmarks)
+
+address: .venv/with-book  ## change the repository's address everywhere: make address URL=https://github.com/you/yours
+	$(PY) -m tools.address $(URL)
+
+clean:  ## remove the built site (not .venv)
+	rm -rf _build

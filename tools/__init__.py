@@ -1,0 +1,1 @@
+"""The project's own commands; run them from the repository's root as `python -m tools.NAME`."""

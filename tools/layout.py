@@ -1,0 +1,105 @@
+"""Where things are: the table of contents, the chapters, the package, the settings that every run of a chapter shares."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+RUNS = BOOK / "_data" / "runs"        # one JSON file per chapter: when it last ran, what its checks measured
+PACKAGE = ROOT / "diffusion_core"
+
+
+def toc_entries():
+    """The pages of `_toc.yml` in reading order: the root, then every `file:` (paths without suffix, relative to ROOT)."""
+    import yaml
+
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf8"))
+
+    def walk(node):
+        if isinstance(node, dict):
+            if "file" in node:
+                yield node["file"]
+            for key in ("parts", "chapters", "sections"):
+                for child in node.get(key) or []:
+                    yield from walk(child)
+
+    return [toc["root"], *walk(toc)]
+
+
+def page_source(entry):
+    """The one source file of a page; ValueError where there is none or more than one."""
+    found = [ROOT / f"{entry}{suffix}" for suffix in (".ipynb", ".md") if (ROOT / f"{entry}{suffix}").is_file()]
+    if len(found) != 1:
+        raise ValueError(f"_toc.yml names {entry!r}: expected one of {entry}.ipynb, {entry}.md, found {[p.name for p in found]}")
+    return found[0]
+
+
+def chapters():
+    """Every notebook of the table of contents, in reading order."""
+    return [path for path in map(page_source, toc_entries()) if path.suffix == ".ipynb"]
+
+
+def chapter_name(path):
+    """How a chapter is called in data files: its path under `book/` without the suffix, `1-intuition/forward-process`."""
+    path = Path(path).resolve()
+    return path.relative_to(BOOK).with_suffix("").as_posix() if path.is_relative_to(BOOK) else path.stem
+
+
+def run_file(path):
+    """The file under `book/_data/runs` that keeps what the last run of a chapter measured."""
+    return RUNS / f"{chapter_name(path).replace('/', '--')}.json"
+
+
+def page_title(path):
+    """The first level-1 heading of a page."""
+    path = Path(path)
+    text = path.read_text(encoding="utf8")
+    if path.suffix == ".ipynb":
+        text = "\n".join("".join(c["source"]) + "\n" for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+    return next(line[2:].strip() for line in text.splitlines() if line.startswith("# "))
+
+
+def package_files():
+    """The files whose change can change what a chapter prints: the package's source, weights and cards."""
+    return sorted(p for p in PACKAGE.rglob("*") if p.suffix in {".py", ".safetensors", ".json"} and "__pycache__" not in p.parts)
+
+
+def package_hash():
+    """SHA-256 over name and content of every package file; text with line ends made alike."""
+    digest = hashlib.sha256()
+    for path in package_files():
+        data = path.read_bytes()
+        if path.suffix != ".safetensors":
+            data = data.replace(b"\r\n", b"\n")
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + hashlib.sha256(data).digest())
+    return digest.hexdigest()
+
+
+def notebook_hash(nb, package=None):
+    """SHA-256 of all that decides a notebook's outputs: the package and the code cells (prose may change freely)."""
+    code = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps([package or package_hash(), code]).encode()).hexdigest()
+
+
+def kernel_environment():
+    """The environment in which chapters run, when they are executed and when they are tested.
+
+    No GPU and two threads, so that the stored outputs are those of the machine the book promises; no progress bars,
+    which no two runs draw alike.
+    """
+    return {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "2",
+        "MKL_NUM_THREADS": "2",
+        "TQDM_DISABLE": "1",
+        "PYTHONHASHSEED": "0",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "DIFFUSERS_VERBOSITY": "error",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
+    }
