@@ -1,4 +1,15 @@
-"""Sphinx extension of this book: theme options, and the directive `package-api`.
+"""Sphinx extension of this book: theme options, a role and two directives.
+
+    {chapter}`The forward process <1-intuition/forward-process>`
+
+links to a chapter, or says that it is planned as long as it does not stand in the table of contents.
+
+    ```{animation} hero
+    :alt: what the picture shows
+    A caption.
+    ```
+
+shows `book/_static/hero.webp` (or .gif), and nothing where there is none.
 
     ```{package-api} schedules
     ```
@@ -16,8 +27,10 @@ import textwrap
 from pathlib import Path
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
-from sphinx.util.docutils import SphinxDirective
+from sphinx import addnodes
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 PACKAGE = Path(__file__).resolve().parents[2] / "diffusion_core"
 SECTIONS = ("Equation", "Equations", "Shapes", "Arguments", "Returns", "Yields", "Raises", "Example", "Note")
@@ -159,6 +172,43 @@ def module_lines(path):
     return lines
 
 
+class Chapter(SphinxRole):
+    """A link to a chapter that may not be written yet."""
+
+    def run(self):
+        match = re.fullmatch(r"(.+?)\s*<(.+)>", self.text, re.DOTALL)
+        if not match:
+            message = self.inliner.reporter.error(f"chapter: expected `title <folder/name>`, got {self.text!r}", line=self.lineno)
+            return [], [message]
+        title, docname = match.group(1), f"book/{match.group(2)}"
+        if docname not in self.env.found_docs:
+            return [nodes.inline(title, f"{title} (planned)", classes=["planned"])], []
+        link = addnodes.pending_xref("", reftype="doc", refdomain="std", refexplicit=True, refwarn=True,
+                                     reftarget=f"/{docname}", refdoc=self.env.docname)
+        link += nodes.inline(title, title)
+        return [link], []
+
+
+class Animation(SphinxDirective):
+    """An animated picture from `_static`, with its caption; nothing where the file is missing."""
+
+    required_arguments = 1
+    has_content = True
+    option_spec = {"alt": directives.unchanged_required}
+
+    def run(self):
+        static = PACKAGE.parent / "book" / "_static"
+        found = [static / f"{self.arguments[0]}{suffix}" for suffix in (".webp", ".gif") if (static / f"{self.arguments[0]}{suffix}").is_file()]
+        if not found:
+            return []
+        figure = nodes.figure(classes=["animation"])
+        figure += nodes.image(uri=f"/book/_static/{found[0].name}", alt=self.options["alt"])
+        caption = nodes.Element()
+        self.state.nested_parse(self.content, self.content_offset, caption)
+        figure += nodes.caption("", "", *(caption.children[0].children if caption.children else []))
+        return [figure]
+
+
 class PackageApi(SphinxDirective):
     """The public names of one module of the package, read from its source."""
 
@@ -180,6 +230,8 @@ def set_theme_options(app, config):
 
 def setup(app):
     app.add_config_value("comments_config", {}, "html")  # Jupyter Book sets it for an extension that this site leaves out
+    app.add_role("chapter", Chapter())
+    app.add_directive("animation", Animation)
     app.add_directive("package-api", PackageApi)
     app.connect("config-inited", set_theme_options, priority=1)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
