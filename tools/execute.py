@@ -25,6 +25,7 @@ from tools import layout
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "matplotlib", "diffusers", "denoising-diffusion-pytorch")
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}")
 
 
@@ -76,7 +77,7 @@ def run(path, timeout=600):
         try:
             client.execute(env=env)
         except CellExecutionError as error:
-            raise NotStored(str(error)) from None
+            raise NotStored(ANSI.sub("", str(error))) from None
         seconds = time.perf_counter() - start
         checks = [json.loads(line) for line in ledger.read_text(encoding="utf8").splitlines()] if ledger.exists() else []
     clean(nb)
