@@ -1,0 +1,134 @@
+"""Checks of arguments, shared by the modules. Every message names the argument, its value and what
+would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+Time = Tensor | int | float
+
+
+def as_time(t: Time, low: float, high: float, name: str = "t") -> Tensor:
+    """The time as a float64 tensor on the CPU, after its dtype and its domain are checked.
+
+    Shapes: t, any; the result has the same.
+    Returns: float64 tensor on the CPU.
+    Raises: TypeError for half-precision, complex or boolean times (bfloat16 cannot tell 997 from
+        1000); ValueError outside low <= t <= high, or if not finite.
+    """
+    t = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
+    if t.dtype in (torch.float16, torch.bfloat16, torch.bool) or t.is_complex():
+        raise TypeError(
+            f"{name} has dtype {t.dtype}, which cannot hold every time step; use int64, float32 "
+            "or float64"
+        )
+    t = t.detach().to("cpu", torch.float64)
+    inside = (t >= low) & (t <= high)
+    if not bool(inside.all()):
+        wrong = t[~inside].flatten()[0].item()
+        raise ValueError(f"{name} = {wrong:g} is outside its domain {low:g} <= {name} <= {high:g}")
+    return t
+
+
+def check_before(s: Tensor, t: Tensor) -> None:
+    """Raise ValueError unless s < t everywhere (and the two broadcast)."""
+    try:
+        before = s < t
+    except RuntimeError:
+        raise ValueError(
+            f"s {tuple(s.shape)} and t {tuple(t.shape)} do not broadcast; give both as () or (B,)"
+        ) from None
+    if not bool(before.all()):
+        s, t = torch.broadcast_tensors(s, t)
+        raise ValueError(
+            f"s = {s[~before][0]:g} is not before t = {t[~before][0]:g}; a step goes from t to "
+            "an earlier s < t"
+        )
+
+
+def check_same_shape(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise ValueError unless the two tensors have one shape."""
+    if x.shape != other.shape:
+        raise ValueError(
+            f"{name} {tuple(x.shape)} and {other_name} {tuple(other.shape)} must have the same "
+            "shape"
+        )
+
+
+def check_batch(t: Tensor, like: Tensor, name: str = "t") -> None:
+    """Raise ValueError unless t is () or (B,), B being like's first size."""
+    if t.ndim > 1 or (t.ndim == 1 and (like.ndim == 0 or t.shape[0] != like.shape[0])):
+        raise ValueError(
+            f"{name} has shape {tuple(t.shape)}, which fits no batch of shape "
+            f"{tuple(like.shape)}; give () or (B,) with B = "
+            f"{like.shape[0] if like.ndim else 'the batch size'}"
+        )
+
+
+def check_grid(times: Tensor, T: int) -> Tensor:
+    """The time grid of a sampler, checked: one-dimensional, at least two entries, strictly
+    decreasing, within T .. 0, ending at 0.
+
+    Returns: the grid on the CPU, dtype kept.
+    Raises: TypeError if not a tensor; ValueError naming the first entry that is wrong.
+    """
+    if not isinstance(times, Tensor):
+        raise TypeError(
+            f"times must be a tensor such as timesteps(T, S), got {type(times).__name__}"
+        )
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(
+            f"times has shape {tuple(times.shape)}; give a one-dimensional grid of at least two "
+            "times"
+        )
+    grid = as_time(times, 0, T, "times")
+    falls = grid[1:] < grid[:-1]
+    if not bool(falls.all()):
+        i = int((~falls).nonzero()[0, 0])
+        raise ValueError(
+            f"times must strictly decrease, but times[{i}] = {grid[i]:g} is followed by "
+            f"{grid[i + 1]:g}"
+        )
+    if grid[-1] != 0:
+        raise ValueError(f"times must end at 0 (the data), but ends at {grid[-1]:g}")
+    return times.detach().cpu()
+
+
+def check_generators(generator: Generators, batch: int) -> None:
+    """Raise ValueError unless there is no generator, one, or one per image."""
+    if (
+        generator is not None
+        and not isinstance(generator, torch.Generator)
+        and len(generator) != batch
+    ):
+        raise ValueError(
+            f"{len(generator)} generators for a batch of {batch}; give one generator, or one per "
+            "image"
+        )
+
+
+def draw(like: Tensor, generator: Generators = None) -> Tensor:
+    """Standard normal noise of like's shape, drawn where the generator lives, then moved.
+
+    With one generator per image, an image's noise does not depend on the batch it is in.
+
+    Shapes: like (B, *).
+    Returns: (B, *) in like's dtype and on like's device; drawn in float32, or in float64 if like
+        is.
+    Raises: ValueError if the number of generators is not B.
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if generator is None or isinstance(generator, torch.Generator):
+        device = like.device if generator is None else generator.device
+        return torch.randn(like.shape, generator=generator, device=device, dtype=dtype).to(like)
+    check_generators(generator, like.shape[0])
+    return torch.stack(
+        [
+            torch.randn(like.shape[1:], generator=g, device=g.device, dtype=dtype).to(like)
+            for g in generator
+        ]
+    )

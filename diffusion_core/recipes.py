@@ -1,0 +1,75 @@
+"""What `python -m diffusion_core train NAME` trains: data, net, schedule and configuration under
+one name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusion_core.schedules import NoiseSchedule, cosine_betas, linear_betas
+from diffusion_core.training import TrainConfig
+from diffusion_core.unet import UNet
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. `net` holds the arguments of UNet; `schedule` is "linear" or "cosine", with
+    T = 1000."""
+
+    about: str
+    data: str
+    net: dict[str, Any]
+    schedule: str
+    config: TrainConfig
+    validation_images: int = 512
+    licence: str = field(default="MIT")
+
+    def build(self) -> tuple[UNet, NoiseSchedule]:
+        """An untrained net and its schedule."""
+        return UNet(**self.net), make_schedule(self.schedule)
+
+
+def make_schedule(name: str) -> NoiseSchedule:
+    """A schedule with T = 1000 by name.
+
+    Raises: ValueError for an unknown name.
+    """
+    if name not in ("linear", "cosine"):
+        raise ValueError(f"schedule = {name!r} is unknown; choose 'linear' or 'cosine'")
+    return NoiseSchedule.from_betas(linear_betas() if name == "linear" else cosine_betas())
+
+
+_DIGITS_NET = {
+    "width": 32,
+    "multipliers": (1, 2),
+    "blocks": 1,
+    "attention": (False, True),
+    "classes": 10,
+}
+_MNIST_NET = {
+    "width": 16,
+    "multipliers": (1, 2, 4),
+    "blocks": 1,
+    "attention": (False, False, True),
+    "classes": 10,
+}
+
+RECIPES: dict[str, Recipe] = {
+    "digits": Recipe(
+        about="8x8 digits, live in the chapters: under a minute on two CPU cores",
+        data="digits",
+        net=_DIGITS_NET,
+        schedule="linear",
+        config=TrainConfig(
+            steps=1_000, batch_size=128, lr=2e-3, ema_decay=0.995, log_every=20, validate_every=200
+        ),
+        validation_images=300,
+    ),
+    "mnist": Recipe(
+        about="28x28 MNIST, class-conditional: the network of the book",
+        data="mnist",
+        net=_MNIST_NET,
+        schedule="linear",
+        config=TrainConfig(steps=14_000, batch_size=64, lr=1e-3, warmup=200, ema_decay=0.999),
+    ),
+}

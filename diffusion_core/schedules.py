@@ -1,0 +1,292 @@
+"""Noise schedules: the one table alpha_bar, its look-ups, and the grids of times that samplers
+walk.
+
+Index t is the paper's t (1..T); index 0 is the data, with alpha_bar[0] = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from diffusion_core._validate import Time, as_time, check_batch
+
+Spacing = Literal["trailing", "leading", "linspace", "quadratic"]
+
+
+def linear_betas(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Tensor:
+    """Variances that grow linearly from beta_1 to beta_T.
+
+    Equation: DDPM sec. 4, beta_1 = 1e-4 to beta_T = 0.02 over T = 1000 steps.
+    Shapes: result (T,).
+    Returns: float64 tensor.
+    Raises: ValueError if T < 1 or an end lies outside (0, 1).
+    """
+    _check_betas(T, beta_1, beta_T)
+    return torch.linspace(beta_1, beta_T, T, dtype=torch.float64)
+
+
+def scaled_linear_betas(T: int = 1000, beta_1: float = 0.00085, beta_T: float = 0.012) -> Tensor:
+    """Variances whose square roots grow linearly: the schedule of the released Stable Diffusion
+    models.
+
+    Equation: sqrt(beta_t) linear in t (the configuration released with latent diffusion;
+        "scaled_linear" in diffusers).
+    Shapes: result (T,).
+    Returns: float64 tensor.
+    Raises: ValueError if T < 1 or an end lies outside (0, 1).
+    """
+    _check_betas(T, beta_1, beta_T)
+    return torch.linspace(math.sqrt(beta_1), math.sqrt(beta_T), T, dtype=torch.float64) ** 2
+
+
+def cosine_betas(T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> Tensor:
+    """Variances whose alpha_bar falls like a squared cosine, each capped at beta_max.
+
+    Equation: Nichol & Dhariwal 2021 eq. 17, alpha_bar_t = f(t) / f(0) with f(t) = cos^2((t/T + s) /
+        (1 + s) * pi/2); beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, at most beta_max. Here s is
+        their small offset, not a time.
+    Shapes: result (T,).
+    Returns: float64 tensor.
+    Raises: ValueError if T < 1, s < 0, or beta_max lies outside (0, 1).
+    """
+    _check_betas(T, beta_max, beta_max)
+    if not s >= 0:
+        raise ValueError(f"s = {s} must be at least 0 (the paper uses 0.008)")
+    t = torch.arange(T + 1, dtype=torch.float64)
+    f = torch.cos((t / T + s) / (1 + s) * math.pi / 2) ** 2
+    return (1 - f[1:] / f[:-1]).clamp(max=beta_max)
+
+
+def _check_betas(T: int, *betas: float) -> None:
+    if not isinstance(T, int) or T < 1:
+        raise ValueError(f"T = {T} must be a whole number of steps, at least 1")
+    for beta in betas:
+        if not 0 < beta < 1:
+            raise ValueError(
+                f"beta = {beta} must lie strictly between 0 and 1: it is the variance added in "
+                "one step"
+            )
+
+
+def expand(coefficient: Tensor, like: Tensor) -> Tensor:
+    """Cast a float64 coefficient once and shape it to broadcast over like.
+
+    Shapes: coefficient () or (B,); like (B, *).
+    Returns: () or (B, 1, ..., 1), dtype and device of like.
+    Raises: ValueError if the coefficient's batch is not like's.
+    """
+    check_batch(coefficient, like, "the coefficient")
+    shape = coefficient.shape + (1,) * (like.ndim - 1) if coefficient.ndim else ()
+    return coefficient.reshape(shape).to(like.device, like.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """The table alpha_bar: how much of the signal's variance is left at each time.
+
+    Equation: DDPM sec. 2, alpha_bar_t = prod_{r=1..t} (1 - beta_r), alpha_bar_0 = 1.
+    Shapes: alpha_bar (T+1,), float64; kept on the CPU, as a copy.
+    Raises: TypeError unless alpha_bar is a float64 tensor; ValueError unless it is (T+1,) with T >=
+        1, starts at 1, decreases strictly and stays above 0 (so that predict_x0 can divide by its
+        root).
+    """
+
+    alpha_bar: Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.alpha_bar, Tensor) or self.alpha_bar.dtype != torch.float64:
+            found = (
+                self.alpha_bar.dtype
+                if isinstance(self.alpha_bar, Tensor)
+                else type(self.alpha_bar).__name__
+            )
+            raise TypeError(
+                f"alpha_bar must be a float64 tensor, got {found}; in float32 its differences "
+                "lose their digits"
+            )
+        table = self.alpha_bar.detach().cpu().clone()
+        if table.ndim != 1 or len(table) < 2:
+            raise ValueError(
+                f"alpha_bar has shape {tuple(table.shape)}, expected (T+1,) with T >= 1"
+            )
+        if table.isnan().any():
+            raise ValueError(f"alpha_bar[{int(table.isnan().nonzero()[0, 0])}] is NaN")
+        if table[0] != 1:
+            raise ValueError(f"alpha_bar[0] = {table[0]:g}, expected 1: index 0 is the data itself")
+        falls = table[1:] < table[:-1]
+        if not bool(falls.all()):
+            t = int((~falls).nonzero()[0, 0]) + 1
+            raise ValueError(
+                f"alpha_bar must strictly decrease, but alpha_bar[{t}] = {table[t]:g} >= "
+                f"alpha_bar[{t - 1}] = {table[t - 1]:g}"
+            )
+        if table[-1] <= 0:
+            t = int((table <= 0).nonzero()[0, 0])
+            raise ValueError(
+                f"alpha_bar[{t}] = {table[t]:g}, but alpha_bar must stay above 0: x_0 cannot be "
+                "predicted from pure noise"
+            )
+        object.__setattr__(self, "alpha_bar", table)
+
+    @classmethod
+    def from_betas(cls, betas: Tensor) -> NoiseSchedule:
+        """The table of the chain with these variances.
+
+        Equation: DDPM sec. 2, alpha_bar_t = prod_{r=1..t} (1 - beta_r).
+        Shapes: betas (T,).
+        Raises: as the class; ValueError if a beta lies outside (0, 1).
+        """
+        if not isinstance(betas, Tensor) or betas.ndim != 1 or len(betas) == 0:
+            raise ValueError("betas must be a tensor of shape (T,) with T >= 1")
+        if not bool(((betas > 0) & (betas < 1)).all()):
+            t = int((~((betas > 0) & (betas < 1))).nonzero()[0, 0]) + 1
+            raise ValueError(f"beta_{t} = {betas[t - 1]:g} must lie strictly between 0 and 1")
+        return cls(
+            torch.cat(
+                [
+                    torch.ones(1, dtype=torch.float64),
+                    torch.cumprod(1 - betas.detach().cpu().to(torch.float64), 0),
+                ]
+            )
+        )
+
+    @property
+    def T(self) -> int:
+        """Number of steps of the chain."""
+        return len(self.alpha_bar) - 1
+
+    @property
+    def betas(self) -> Tensor:
+        """The chain's variances, (T,) float64: betas[t - 1] is the paper's beta_t."""
+        return 1 - self.alpha_bar[1:] / self.alpha_bar[:-1]
+
+    def alpha_bar_at(self, t: Time) -> Tensor:
+        """alpha_bar at any time, whole or real.
+
+        Equation: the table at whole t; between them log alpha_bar is linear, the VP-SDE with
+            piecewise-constant beta(t).
+        Shapes: t, any; result the same.
+        Returns: float64 on the CPU.
+        Raises: ValueError outside 0 <= t <= T; TypeError for half-precision t.
+        """
+        t = as_time(t, 0, self.T)
+        below = t.floor().long().clamp(max=self.T - 1)
+        fraction = t - below
+        log_table = self.alpha_bar.log()
+        between = torch.exp(torch.lerp(log_table[below], log_table[below + 1], fraction))
+        return torch.where(t == t.round(), self.alpha_bar[t.round().long()], between)
+
+    def at(self, t: Time, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The pair of rates (signal, noise) = (sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t)), ready to
+        multiply like.
+
+        Shapes: t () or (B,); like (B, *); both results () or (B, 1, ..., 1).
+        Returns: two tensors in like's dtype, on its device, rounded once from float64.
+        Raises: ValueError outside 0 <= t <= T, or if t does not fit like's batch.
+        """
+        alpha_bar = self.alpha_bar_at(t)
+        return expand(alpha_bar.sqrt(), like), expand((1 - alpha_bar).sqrt(), like)
+
+    def beta_at(self, t: Time, like: Tensor) -> Tensor:
+        """The variance beta_t of the chain's step t, ready to multiply like.
+
+        Equation: DDPM eq. 2, beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}.
+        Shapes: t () or (B,), whole numbers; like (B, *); result () or (B, 1, ..., 1).
+        Raises: ValueError outside 1 <= t <= T, for a fractional t, or if t does not fit like's
+            batch.
+        """
+        t = as_time(t, 1, self.T)
+        if not bool((t == t.round()).all()):
+            raise ValueError(
+                f"t = {t[t != t.round()].flatten()[0]:g} is not a whole step; beta_t belongs to "
+                f"the steps 1..{self.T}"
+            )
+        return expand(1 - self.alpha_bar_at(t) / self.alpha_bar_at(t - 1), like)
+
+    def snr(self, t: Time) -> Tensor:
+        """Signal-to-noise ratio, a ratio of variances.
+
+        Equation: Kingma et al. 2021 sec. 3 (variational diffusion models), SNR(t) = alpha_bar_t /
+            (1 - alpha_bar_t).
+        Shapes: t, any; result the same.
+        Returns: float64 on the CPU; infinite at t = 0.
+        Raises: ValueError outside 0 <= t <= T.
+        """
+        alpha_bar = self.alpha_bar_at(t)
+        return alpha_bar / (1 - alpha_bar)
+
+    def time_at(self, noise_to_signal: Tensor | float) -> Tensor:
+        """The real time at which noise / signal has this value: the inverse of sqrt((1 -
+        alpha_bar_t) / alpha_bar_t).
+
+        Shapes: noise_to_signal, any; result the same.
+        Returns: float64 on the CPU, 0 <= t <= T.
+        Raises: ValueError if a ratio is negative, or above the schedule's last one.
+        """
+        last = ((1 - self.alpha_bar[-1]) / self.alpha_bar[-1]).sqrt().item()
+        ratio = as_time(noise_to_signal, 0, last * (1 + 1e-12), "noise_to_signal")
+        depth = -self.alpha_bar.log()
+        wanted = torch.log1p(ratio**2).clamp(max=depth[-1].item())
+        above = torch.searchsorted(depth, wanted).clamp(min=1)
+        return above - 1 + (wanted - depth[above - 1]) / (depth[above] - depth[above - 1])
+
+
+def timesteps(T: int, S: int, spacing: Spacing = "trailing") -> Tensor:
+    """A decreasing grid of S steps through the times T .. 0.
+
+    Equation: DDIM sec. 4.2 and app. D.2 (the subsequence tau; "quadratic" is tau_i = floor(c i^2),
+        reaching 0.8 T, ties moved up by one); "trailing", "leading" and "linspace" as diffusers
+        names them, shifted to the paper's index. Only "trailing" and "linspace" start at T.
+    Shapes: result (S+1,), int64, strictly decreasing, last entry 0.
+    Raises: ValueError unless 1 <= S <= T (2 <= S for "linspace" and "quadratic"), or for an unknown
+        spacing.
+    """
+    if spacing not in get_args(Spacing):
+        raise ValueError(f"spacing = {spacing!r} is unknown; choose one of {get_args(Spacing)}")
+    least = 2 if spacing in ("linspace", "quadratic") else 1
+    if not least <= S <= T:
+        raise ValueError(f"S = {S} steps: {spacing!r} needs {least} <= S <= T = {T}")
+    i = torch.arange(S, dtype=torch.float64)
+    if spacing == "trailing":
+        rising = T - (i.flip(0) * T / S).floor()
+    elif spacing == "leading":
+        rising = 1 + i * (T // S)
+    elif spacing == "linspace":
+        rising = 1 + (i * (T - 1) / (S - 1)).round()
+    else:
+        rising = _ties_moved_up(1 + (i**2 * (0.8 * T / (S - 1) ** 2)).floor()).clamp(max=T)
+    return torch.cat([torch.zeros(1, dtype=torch.long), rising.long()]).flip(0)
+
+
+def _ties_moved_up(rising: Tensor) -> Tensor:
+    """The smallest strictly increasing whole numbers that are nowhere below the given ones."""
+    i = torch.arange(len(rising))
+    return torch.cummax(rising - i, 0).values + i
+
+
+def karras_times(schedule: NoiseSchedule, S: int, rho: float = 7.0) -> Tensor:
+    """Real times at which noise / signal follows EDM's grid, dense near the data.
+
+    Equation: EDM eq. 5, sigma_i = (sigma_max^(1/rho) + i/(S-1) (sigma_min^(1/rho) -
+        sigma_max^(1/rho)))^rho for i < S, sigma_S = 0; here sigma = noise / signal, sigma_max at t
+        = T, sigma_min at t = 1.
+    Shapes: result (S+1,), float64, strictly decreasing from T to 0.
+    Raises: ValueError if S < 2 or rho <= 0.
+    """
+    if S < 2 or rho <= 0:
+        raise ValueError(f"S = {S}, rho = {rho}: the grid needs S >= 2 and rho > 0")
+    smallest, largest = (1 / schedule.snr(torch.tensor([1, schedule.T]))).sqrt() ** (1 / rho)
+    sigmas = torch.lerp(largest, smallest, torch.arange(S, dtype=torch.float64) / (S - 1)) ** rho
+    times = torch.cat(
+        [
+            schedule.time_at(sigmas.clamp(max=largest.item() ** rho)),
+            torch.zeros(1, dtype=torch.float64),
+        ]
+    )
+    times[0], times[-2] = schedule.T, 1.0
+    return times

@@ -1,0 +1,455 @@
+"""Training of any net(x, t, y): one function of the step number, so that it can be resumed and
+split over processes exactly."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from diffusion_core.data import Images, from_uint8
+from diffusion_core.ddpm import eps_loss
+from diffusion_core.schedules import NoiseSchedule
+
+Precision = Literal["auto", "bf16", "fp32"]
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a run depends on besides the net, the data and the schedule.
+
+    Raises: ValueError naming the field that is out of range.
+    """
+
+    steps: int = 2_000
+    batch_size: int = 128  # of all processes together
+    lr: float = 1e-3  # at the end of the warm-up; falls to 0 along a half cosine
+    warmup: int = 100  # steps
+    betas: tuple[float, float] = (0.9, 0.99)  # of Adam
+    grad_clip: float = 1.0  # largest norm of the gradient
+    ema_decay: float = 0.999
+    label_dropout: float = (
+        0.1  # chance that a label becomes the null label (Ho & Salimans 2022, alg. 1)
+    )
+    precision: Precision = "auto"  # of the network's autocast; weights and loss stay float32
+    seed: int = 0
+    log_every: int = 50  # steps
+    validate_every: int = 500
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        wrong = [
+            name
+            for name, fine in {
+                "steps": self.steps >= 1,
+                "batch_size": self.batch_size >= 1,
+                "lr": 0 < self.lr < math.inf,
+                "warmup": self.warmup >= 0,
+                "grad_clip": self.grad_clip > 0,
+                "ema_decay": 0 <= self.ema_decay < 1,
+                "label_dropout": 0 <= self.label_dropout <= 1,
+                "precision": self.precision in get_args(Precision),
+                "log_every": self.log_every >= 1,
+                "validate_every": self.validate_every >= 1,
+                "checkpoint_every": self.checkpoint_every >= 1,
+            }.items()
+            if not fine
+        ]
+        if wrong:
+            raise ValueError(
+                "; ".join(f"{name} = {getattr(self, name)!r} is out of range" for name in wrong)
+            )
+
+
+class Batch(NamedTuple):
+    """What step k draws, for the global batch. All on the CPU; shapes (B,), eps (B, C, H, W)."""
+
+    index: Tensor
+    t: Tensor
+    eps: Tensor
+    dropped: Tensor
+
+
+class TrainResult(NamedTuple):
+    """net: the last weights; ema: their moving average, the one to sample from; history: one dict a
+    logged step."""
+
+    net: nn.Module
+    ema: nn.Module
+    history: list[dict]
+
+
+class NanLoss(FloatingPointError):
+    """The loss stopped being finite."""
+
+
+class EMA:
+    """Exponential moving average of a net's weights, warmed up.
+
+    Equation: shadow <- d_k shadow + (1 - d_k) weights, with d_k = min(decay, (1 + k) / (10 + k)) at
+        update k = 0, 1, ... The random start's share after n updates is prod_k d_k; without the
+        warm-up it would be decay^n, 0.905 after 1,000 updates at decay 0.9999.
+    Raises: ValueError unless 0 <= decay < 1.
+    """
+
+    def __init__(self, net: nn.Module, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay = {decay} must be in [0, 1)")
+        self.decay = decay
+        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+
+    def decay_at(self, k: int) -> float:
+        """The decay of update k."""
+        return min(self.decay, (1 + k) / (10 + k))
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, k: int) -> None:
+        """Move the average towards the net, after step k."""
+        shadow, weights = list(self.net.parameters()), list(net.parameters())
+        torch._foreach_lerp_(shadow, weights, 1 - self.decay_at(k))
+
+
+def lr_at(k: int, config: TrainConfig) -> float:
+    """Learning rate of step k: a linear warm-up, then half a cosine down to 0.
+
+    Equation: lr min(1, (k + 1) / warmup) (1 + cos(pi k / steps)) / 2.
+    """
+    warm = min(1.0, (k + 1) / config.warmup) if config.warmup else 1.0
+    return config.lr * warm * 0.5 * (1 + math.cos(math.pi * k / config.steps))
+
+
+def draw_batch(k: int, config: TrainConfig, n: int, shape: torch.Size, T: int) -> Batch:
+    """All random numbers of step k for the global batch, from a generator seeded by (seed, k)
+    alone.
+
+    Shapes: n images of this shape (C, H, W); t on 1..T.
+    """
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + k)
+    B = config.batch_size
+    return Batch(
+        index=torch.randint(0, n, (B,), generator=generator),
+        t=torch.randint(1, T + 1, (B,), generator=generator),
+        eps=torch.randn(B, *shape, generator=generator),
+        dropped=torch.rand(B, generator=generator) < config.label_dropout,
+    )
+
+
+def train(
+    net: nn.Module,
+    data: Images,
+    schedule: NoiseSchedule,
+    config: TrainConfig,
+    *,
+    validation: Images | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    device: str | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> TrainResult:
+    """Train a noise predictor net(x_t, t, y) with DDPM's simple loss.
+
+    Equation: DDPM eq. 14 on minibatches; Adam; labels dropped as in Ho & Salimans 2022, alg. 1.
+        Step k's random numbers depend on (seed, k) alone and are drawn for the global batch: a run
+        resumed from a checkpoint, and a run on several processes (`accelerate launch`), follow the
+        same path. With a folder, a checkpoint is written there every `checkpoint_every` steps and
+        at the end: atomically, as safetensors with its log inside.
+
+    Shapes: data.pixels (N, C, H, W) uint8; data.labels (N,), used if the net has classes.
+    Returns: the net, its moving average, and the log (dicts with step, loss, and at validations
+        loss_by_t: ten means over tenths of 1..T, of the moving average, with fixed noise).
+    Raises: ValueError if the batch does not split over the processes, or a checkpoint belongs to
+        another run; FileExistsError if the folder holds a checkpoint and resume is False; NanLoss
+        at the step where the loss stops being finite (the last checkpoint stays); OSError if a
+        checkpoint cannot be written (the previous one stays).
+    """
+    accelerator = _accelerator(config.precision, device)
+    rows = _my_rows(config.batch_size, accelerator)
+    net = net.to(accelerator.device)
+    ema = EMA(net, config.ema_decay)
+    optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, betas=config.betas)
+    path = None if folder is None else Path(folder) / CHECKPOINT
+    start, history = 0, []
+    if path is not None and path.exists():
+        if not resume:
+            raise FileExistsError(
+                f"{path} holds a checkpoint; resume it (resume=True, --resume), or choose "
+                "another folder"
+            )
+        start, history = load_checkpoint(path, net, ema, optimizer, config)
+    model, optimizer = accelerator.prepare(net, optimizer)
+    pixels, labels = data.pixels.to(accelerator.device), data.labels.to(accelerator.device)
+    began, trained = time.perf_counter(), 0
+    for k in range(start, config.steps):
+        model.train()
+        batch = Batch(
+            *(a[rows] for a in draw_batch(k, config, len(pixels), pixels.shape[1:], schedule.T))
+        )
+        loss = _loss(model, pixels, labels, batch, schedule, net)
+        mean_loss = _mean_over_processes(loss, accelerator)
+        if not math.isfinite(mean_loss):
+            kept = (
+                f"; {path} still holds step {_step_of(path)}"
+                if path is not None and path.exists()
+                else ""
+            )
+            raise NanLoss(
+                f"the loss became {mean_loss} at step {k}{kept}. Try a lower lr, a smaller "
+                "grad_clip, or precision='fp32'"
+            )
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(k, config)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(net, k)
+        trained += config.batch_size
+        done = k + 1
+        row: dict = {}
+        if done % config.log_every == 0 or done == config.steps:
+            row = {
+                "step": done,
+                "loss": round(mean_loss, 6),
+                "images_per_s": round(trained / (time.perf_counter() - began), 1),
+            }
+        if validation is not None and (done % config.validate_every == 0 or done == config.steps):
+            row |= {
+                "step": done,
+                "loss_by_t": [round(v, 6) for v in validation_loss(ema.net, validation, schedule)],
+            }
+        history += [row] if row else []
+        if (
+            path is not None
+            and accelerator.is_main_process
+            and (done % config.checkpoint_every == 0 or done == config.steps)
+        ):
+            save_checkpoint(path, done, net, ema, optimizer, config, history)
+        if on_step is not None and accelerator.is_main_process:
+            on_step(done, mean_loss)
+    accelerator.wait_for_everyone()
+    return TrainResult(net.eval(), ema.net, history)
+
+
+def _accelerator(precision: Precision, device: str | None):
+    from accelerate import Accelerator
+
+    if precision == "auto":
+        precision = "bf16" if _has_bf16(device) else "fp32"
+    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=device == "cpu")
+
+
+def _has_bf16(device: str | None) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices faster than float32 ones."""
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        and _cpu_has_bf16_units()
+    )
+
+
+def _cpu_has_bf16_units() -> bool:
+    return (
+        getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        or torch.cpu._is_amx_tile_supported()
+    )
+
+
+def _my_rows(batch_size: int, accelerator) -> slice:
+    """This process's share of the global batch."""
+    n, rank = accelerator.num_processes, accelerator.process_index
+    if batch_size % n:
+        raise ValueError(f"batch_size = {batch_size} does not split evenly over {n} processes")
+    return slice(rank * batch_size // n, (rank + 1) * batch_size // n)
+
+
+def _loss(
+    model: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    batch: Batch,
+    schedule: NoiseSchedule,
+    net: nn.Module,
+) -> Tensor:
+    x_0 = from_uint8(pixels[batch.index.to(pixels.device)])
+    y = None
+    if getattr(net, "classes", None) is not None:
+        y = labels[batch.index.to(labels.device)].masked_fill(
+            batch.dropped.to(labels.device), net.null_label
+        )
+    return eps_loss(lambda x, t: model(x, t, y), x_0, batch.t, batch.eps.to(x_0), schedule).mean()
+
+
+def _mean_over_processes(loss: Tensor, accelerator) -> float:
+    return accelerator.gather(loss.detach().reshape(1)).mean().item()
+
+
+@torch.no_grad()
+def validation_loss(
+    net: nn.Module, data: Images, schedule: NoiseSchedule, buckets: int = 10, draws: int = 4
+) -> list[float]:
+    """The loss in each bucket of t, unconditional of any label drop: true labels, fixed images,
+    fixed t, fixed noise.
+
+    Equation: DDPM eq. 14, per element, averaged over the t of one bucket; the buckets are equal
+        parts of 1..T.
+    Shapes: data (N, C, H, W); each bucket sees `draws` values of t, spread evenly over it, for
+        every image.
+    Returns: `buckets` numbers.
+    """
+    device = next(net.parameters()).device
+    generator = torch.Generator().manual_seed(20200619)
+    x_0, y = from_uint8(data.pixels).to(device), data.labels.to(device)
+    eps = torch.randn(x_0.shape, generator=generator).to(device)
+    model = (lambda x, t: net(x, t, y)) if getattr(net, "classes", None) is not None else net
+    width = schedule.T / buckets
+    means = []
+    for b in range(buckets):
+        times = [math.ceil((b + (d + 0.5) / draws) * width) for d in range(draws)]
+        losses = [
+            eps_loss(model, x_0, torch.full((len(x_0),), t), eps, schedule).mean() for t in times
+        ]
+        means.append(torch.stack(losses).mean().item())
+    return means
+
+
+def save_checkpoint(
+    path: str | Path,
+    step: int,
+    net: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    history: list[dict],
+) -> None:
+    """Write the whole state of a run to one file, atomically: after a crash the file is the old one
+    or the new one, never a part.
+
+    Raises: OSError if it cannot be written; the previous file stays.
+    """
+    tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
+    tensors |= {f"ema.{name}": value for name, value in ema.net.state_dict().items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {
+            f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in state.items()
+        }
+    meta = {
+        "step": str(step),
+        "config": json.dumps(dataclasses.asdict(config)),
+        "history": json.dumps(history),
+    }
+    save_safely(
+        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
+        path,
+        meta,
+    )
+
+
+def save_safely(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str]) -> None:
+    """safetensors' save_file, atomically: to a temporary file beside it, flushed to the disk, then
+    renamed.
+
+    Raises: OSError saying how much room is needed, if the file cannot be written; the previous file
+        stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        save_file(tensors, temporary, metadata)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        need = sum(a.numel() * a.element_size() for a in tensors.values()) / 2**20
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise OSError(
+            f"{path} could not be written ({error}); it needs {need:.0f} MiB, {free:.0f} MiB are "
+            "free. The previous file is kept."
+        ) from error
+
+
+def load_checkpoint(
+    path: str | Path,
+    net: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+) -> tuple[int, list[dict]]:
+    """Put a run's state back in place.
+
+    Returns: the number of steps done, and the log up to there.
+    Raises: ValueError if the file is damaged, or was written by a run with another configuration or
+        net.
+    """
+    tensors, meta = read_safetensors(path)
+    saved = json.loads(meta.get("config", "{}"))
+    ours = json.loads(json.dumps(dataclasses.asdict(config)))
+    differs = [
+        f"{key}: {saved.get(key)!r} there, {ours[key]!r} here"
+        for key in ours
+        if saved.get(key) != ours[key]
+    ]
+    if differs:
+        raise ValueError(
+            f"{path} belongs to a run with another configuration ({'; '.join(differs)}); choose "
+            "another folder"
+        )
+    try:
+        net.load_state_dict(_with_prefix(tensors, "net."))
+        ema.net.load_state_dict(_with_prefix(tensors, "ema."))
+    except RuntimeError as error:
+        raise ValueError(f"{path} belongs to another net: {error}") from error
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in _with_prefix(tensors, "optimizer.").items():
+        i, name = key.split(".", 1)
+        state.setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+    return int(meta["step"]), json.loads(meta["history"])
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Nothing in it is ever executed.
+
+    Raises: FileNotFoundError; ValueError if it is truncated or no safetensors file.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, file.metadata() or {}
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}); fetch or train it again"
+        ) from error
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _step_of(path: Path) -> int:
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["step"])

@@ -1,0 +1,49 @@
+"""Shared pieces of the tests. GPUs are hidden, so that every machine runs the same tests."""
+
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import pytest
+import torch
+
+from diffusion_core.exact import GaussianMixture
+from diffusion_core.schedules import NoiseSchedule, cosine_betas, linear_betas, scaled_linear_betas
+
+SCHEDULES = {
+    "linear": NoiseSchedule.from_betas(linear_betas()),
+    "scaled_linear": NoiseSchedule.from_betas(scaled_linear_betas()),
+    "cosine": NoiseSchedule.from_betas(cosine_betas()),
+}
+
+
+@pytest.fixture(params=SCHEDULES)
+def schedule(request) -> NoiseSchedule:
+    return SCHEDULES[request.param]
+
+
+@pytest.fixture
+def linear() -> NoiseSchedule:
+    return SCHEDULES["linear"]
+
+
+@pytest.fixture
+def mixture() -> GaussianMixture:
+    """Three unequal components in 2-D."""
+    return GaussianMixture(
+        torch.tensor([0.5, 0.3, 0.2]),
+        torch.tensor([[-0.8, 0.2], [0.7, 0.6], [0.1, -0.9]]),
+        torch.tensor([0.1, 0.2, 0.05]),
+    )
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Seeded float64 normal numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def close(a: torch.Tensor, b: torch.Tensor, within: float = 1e-12) -> None:
+    """Equal shapes, and no element further apart than `within`."""
+    assert a.shape == b.shape, (a.shape, b.shape)
+    assert (a.double() - b.double()).abs().max().item() <= within
