@@ -3,14 +3,16 @@
 # make help    the rest
 PYTHON ?= python3
 PORT   ?= 8000
-DATA   ?= data
-DEVICE ?= auto
+# for train, evaluate, gpu: where MNIST lies, and on which device to work (both empty: what the command line chooses itself)
+DATA   ?=
+DEVICE ?=
+FLAGS   = $(if $(DATA),--data $(DATA)) $(if $(DEVICE),--device $(DEVICE))
 PY     := .venv/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BOOK   := $(PY) -m tools.book
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help book serve test lab execute pages train evaluate bench gpu mutate lint address clean
+.PHONY: help book serve test lab execute chapter pages train evaluate bench gpu mutate lint address clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
@@ -36,7 +38,7 @@ help:  ## what can be made
 book: .venv/with-book  ## build the website and print where to open it
 	@$(BOOK)
 
-serve: book  ## serve the website at http://127.0.0.1:$(PORT)
+serve: book  ## serve the website at http://127.0.0.1:8000 (PORT=8000)
 	@echo "Serving at http://127.0.0.1:$(PORT)/ (Ctrl-C stops it)"
 	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
@@ -49,15 +51,18 @@ lab: .venv/with-lab  ## open the chapters in JupyterLab
 execute: .venv/with-test  ## re-run the chapters and store their outputs (CHAPTERS="a.ipynb b.ipynb", default all)
 	$(PY) -m tools.execute $(CHAPTERS)
 
+chapter: .venv/with-test  ## write a new chapter's skeleton: make chapter FILE=book/3-variants/ddim.ipynb TITLE="DDIM"
+	$(PY) -m tools.chapter "$(FILE)" "$(TITLE)"
+
 pages: .venv/with-book  ## rewrite the generated reference pages: ledger, status, symptoms
 	$(PY) -m tools.pages
 
-train: .venv/with-test  ## train the shipped networks at full length (DATA=folder, DEVICE=auto|cpu|cuda)
-	$(PY) -m diffusion_core train classifier --data $(DATA) --device $(DEVICE) --resume
-	$(PY) -m diffusion_core train mnist --data $(DATA) --device $(DEVICE) --resume
+train: .venv/with-test  ## train the shipped networks at full length (DATA=folder, DEVICE=cpu|cuda)
+	$(PY) -m diffusion_core train mnist_classifier $(FLAGS)
+	$(PY) -m diffusion_core train mnist --resume $(FLAGS)
 
 evaluate: .venv/with-test  ## measure the shipped network against MNIST (DATA=folder)
-	$(PY) -m diffusion_core evaluate mnist --data $(DATA) --device $(DEVICE)
+	$(PY) -m diffusion_core evaluate mnist $(FLAGS)
 
 bench: .venv/with-test  ## time our code beside lucidrains' and diffusers', interleaved
 	$(PY) -m benchmarks

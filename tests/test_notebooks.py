@@ -1,0 +1,206 @@
+"""The chapters as files: run in order, current, small, readable in Colab, legible to a screen reader.
+
+That their outputs are right is nbval's part (`make test` runs it over every chapter); but nbval passes a notebook without
+outputs, sees no old picture and reads no prose, hence these guards.
+"""
+
+import json
+import re
+from functools import cache
+
+import nbformat
+import pytest
+
+from tools import layout
+from tools.execute import ADDRESS
+
+CHAPTERS = layout.chapters()
+NUMBERED = [path for path in CHAPTERS if re.match(r"\d-", path.parent.name)]
+TAGS = {"remove-cell", "hide-cell", "hide-input", "hide-output", "nbval-ignore-output", "raises-exception"}
+IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/svg+xml")
+MYST = {
+    "a role": re.compile(r"\{[a-z][a-z:_-]*\}`"),
+    "a directive": re.compile(r"^\s*(`{3,}|:{3,}|~{3,})\{", re.MULTILINE),
+    "a label": re.compile(r"^\([^()\s]+\)=\s*$", re.MULTILINE),
+    "a LaTeX label": re.compile(r"\\(label|eqref|ref)\{"),
+    "a MyST comment": re.compile(r"^% ", re.MULTILINE),
+    "a substitution": re.compile(r"\{\{.+?\}\}(?!\})(?<!\}\}\})(?=\s*$)", re.MULTILINE),
+    "a relative image": re.compile(r"!\[[^\]]*\]\((?!https?:|data:)"),
+    "an image from elsewhere": re.compile(r"!\[[^\]]*\]\(https?:|<img\s", re.IGNORECASE),
+}
+
+
+@cache
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def name(path):
+    return layout.chapter_name(path)
+
+
+def code_cells(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def prose(path):
+    return [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
+
+
+def first_line(cell):
+    return (cell.source.splitlines() or [""])[0][:60]
+
+
+def without_code_and_maths(text):
+    """Prose in which code and formulas are blanked: what looks like MyST there is none."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE) if not MYST["a directive"].search(text) else text
+    text = re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL)
+    return re.sub(r"(?<!\\)\$[^$\n]*\$", "", text)
+
+
+each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=name)
+each_numbered = pytest.mark.parametrize("path", NUMBERED, ids=name)
+
+
+def test_no_chapter_is_left_out_of_the_table_of_contents():
+    found = {p for p in layout.BOOK.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
+    assert found == set(CHAPTERS)
+
+
+@each_chapter
+def test_format(path):
+    raw = json.loads(path.read_text(encoding="utf8"))
+    assert (raw["nbformat"], raw["nbformat_minor"]) == (4, 5)
+    nbformat.validate(read(path))
+    assert raw["metadata"]["kernelspec"]["name"] == "python3"
+    assert "widgets" not in raw["metadata"]
+    ids = [cell["id"] for cell in raw["cells"]]
+    assert len(ids) == len(set(ids)), "cell ids repeat"
+    assert path.stat().st_size < 1_000_000, f"{path.stat().st_size / 1e6:.2f} MB; a notebook stays under 1 MB"
+
+
+@each_chapter
+def test_every_cell_has_run_in_order(path):
+    counts = [cell.execution_count for cell in code_cells(path)]
+    assert counts == list(range(1, len(counts) + 1)), "run `make execute`"
+    assert any(cell.outputs for cell in code_cells(path)), "no outputs: nbval would compare nothing"
+
+
+@each_chapter
+def test_stored_outputs_are_current(path):
+    stored = read(path).metadata.get("book", {}).get("hash")
+    assert stored == layout.notebook_hash(read(path)), "code cells or the package changed since the chapter ran: `make execute`"
+
+
+@each_chapter
+def test_outputs_repeat_on_the_next_run(path):
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            where = first_line(cell)
+            assert output.output_type != "error" or "raises-exception" in cell.metadata.get("tags", []), where
+            assert output.get("name") != "stderr", f"{where}: a warning or a progress bar is stored"
+            text = output.get("text", "") or "".join(output.get("data", {}).get("text/plain", ""))
+            assert not ADDRESS.search(text), f"{where}: an address in memory is stored"
+            assert not {"application/vnd.jupyter.widget-view+json", "application/javascript"} & set(output.get("data", {})), where
+            html = "".join(output.get("data", {}).get("text/html", ""))
+            assert not re.search(r"<script|https?://", html), f"{where}: HTML that loads something"
+
+
+@each_chapter
+def test_begins_with_title_and_colab_link_and_set_up(path):
+    first = read(path).cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# "), "the first cell holds the title"
+    assert f"]({layout.colab_link(path)})" in first.source, f"expected a link [Open in Colab]({layout.colab_link(path)})"
+    allowed = [layout.colab_cell(), layout.colab_cell("[compare]")]
+    assert code_cells(path)[0].source in allowed, f"the first code cell must read\n\n{allowed[0]}"
+    assert "remove-cell" in code_cells(path)[0].metadata.get("tags", []), "the site does not show the set-up cell: tag remove-cell"
+
+
+@each_chapter
+def test_prose_is_markdown_that_colab_renders(path):
+    for text in prose(path):
+        plain = without_code_and_maths(text)
+        for what, pattern in MYST.items():
+            match = pattern.search(text if what in {"a directive", "a LaTeX label"} else plain)
+            assert not match, f"{what}, which Colab does not render: {match.group()!r} in {text[:80]!r}"
+
+
+@each_chapter
+def test_displays_stand_on_lines_of_their_own(path):
+    for text in prose(path):
+        assert text.count("$$") % 2 == 0, f"an odd number of $$ in {text[:80]!r}"
+        for match in re.finditer(r"\$\$.*?\$\$", text, re.DOTALL):
+            before = text[: match.start()].rsplit("\n", 1)[-1]
+            after = text[match.end():].split("\n", 1)[0]
+            assert not before.strip(" >") and not after.strip(), f"$$ within a line: {match.group()[:80]!r}"
+            assert match.group().count(r"\tag") <= 1 or "align" in match.group(), f"two tags in one display: {match.group()[:80]!r}"
+
+
+@each_chapter
+def test_folded_answers_have_blank_lines_around(path):
+    for text in prose(path):
+        for line in re.finditer(r"<details>.*|</details>", text):
+            around = text[max(0, line.start() - 2): line.start()], text[line.end(): line.end() + 2]
+            if line.group() == "</details>":
+                assert around[0] == "\n\n", f"a blank line is missing before </details> in {text[:60]!r}"
+            else:
+                assert around[1] == "\n\n", f"a blank line is missing after {line.group()!r}"
+
+
+@each_chapter
+def test_figures_have_alt_text(path):
+    for cell in code_cells(path):
+        if any(kind in output.get("data", {}) for output in cell.outputs for kind in IMAGES):
+            alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+            assert len(alt) >= 20, f'{first_line(cell)}: cell metadata needs {{"mystnb": {{"image": {{"alt": "what is to be seen"}}}}}}'
+
+
+@each_chapter
+def test_animations_are_not_compared_byte_by_byte(path):
+    for cell in code_cells(path):
+        if any(kind in output.get("data", {}) for output in cell.outputs for kind in ("image/gif", "image/webp")):
+            assert "nbval-ignore-output" in cell.metadata.get("tags", []), first_line(cell)
+        assert "to_jshtml" not in cell.source, "to_jshtml loads from a CDN and is never the same twice"
+
+
+@each_chapter
+def test_tags(path):
+    for cell in code_cells(path):
+        tags = set(cell.metadata.get("tags", []))
+        assert tags <= TAGS, f"{first_line(cell)}: {tags - TAGS}"
+        if "nbval-ignore-output" in tags:
+            moving = any(kind in output.get("data", {}) for output in cell.outputs for kind in IMAGES)
+            assert moving or re.search(r"\bcheck\(|\bassert\b", cell.source), f"{first_line(cell)}: an ignored output needs a check in its cell"
+        if "hide-cell" in tags and re.match(r"#\s*@title\s+Solution", cell.source):
+            assert cell.metadata.get("cellView") == "form", f"{first_line(cell)}: a solution is folded in Colab too: cellView form"
+
+
+@each_chapter
+def test_plot_cells_show_their_figure(path):
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            text = "".join(output.get("data", {}).get("text/plain", "")) if output.output_type == "execute_result" else ""
+            assert not re.match(r"(\[?<matplotlib|<Figure|<Axes|\[Text|Text\()", text), f"{first_line(cell)}: end the cell with plt.show()"
+
+
+@each_chapter
+def test_run_is_recorded(path):
+    record = json.loads(layout.run_file(path).read_text(encoding="utf8"))
+    assert record["chapter"] == name(path)
+    assert record["seconds"] <= 120, f"{record['seconds']} s; a chapter takes at most two minutes"
+    assert all(abs(check["measured"]) <= check["within"] for check in record["checks"])
+
+
+@pytest.mark.skipif(not CHAPTERS, reason="no chapters yet")
+def test_chapters_take_75_seconds_on_average():
+    seconds = [json.loads(layout.run_file(path).read_text(encoding="utf8"))["seconds"] for path in CHAPTERS]
+    assert sum(seconds) / len(seconds) <= 75
+
+
+@each_numbered
+def test_has_the_shape_of_a_chapter(path):
+    text = "\n\n".join(prose(path)).lower()
+    for part in ("you will be able to", "exercises", "what we now know"):
+        assert part in text, f"the chapter has no part {part!r}"
+    assert "#@title Solution" in "\n".join(cell.source for cell in code_cells(path)) or "<details>" in text, "exercises have folded solutions"
+    assert len(json.loads(layout.run_file(path).read_text(encoding="utf8"))["checks"]) >= 5, "a chapter proves what it claims"
