@@ -43,7 +43,7 @@ def page():
         if path != last:
             lines += [f"## {layout.page_title(path)}", "", "| what you see | why |", "|---|---|"]
             last = path
-        cause = fields["Cause"] + (f" Caught by: {fields['Caught by']}" if "Caught by" in fields else "")
+        cause = fields["Cause"] + (f" *Caught by:* {fields['Caught by']}" if "Caught by" in fields else "")
         lines.append(f"| {fields['Symptom'].replace('|', chr(92) + '|')} | {cause.replace('|', chr(92) + '|')} ({link_to(PAGE, path, trail)}) |")
         if (path, trail, fields) == found[-1] or found[found.index((path, trail, fields)) + 1][0] != path:
             lines.append("")
