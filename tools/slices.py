@@ -1,0 +1,83 @@
+"""The part of a chapter that leads to its equation checks: those cells, and the earlier cells whose names they use."""
+
+import ast
+import json
+from dataclasses import dataclass
+
+from tools import layout
+
+
+@dataclass
+class Slice:
+    """Code cells in order, the equations that their checks name, and the source of each cell."""
+
+    chapter: str
+    cells: list
+    equations: list
+
+    def failures(self):
+        """Run the cells; {equation: [claim, ...]} of the checks that failed. A cell that raises fails its own checks."""
+        from diffusion_core import checks
+
+        failed = {}
+        real = checks.check
+
+        def recording(claim, measured, within, *, equation=None):
+            try:
+                real(claim, measured, within, equation=equation)
+            except AssertionError:
+                for key in _keys(equation):
+                    failed.setdefault(key, []).append(claim)
+
+        checks.check = recording
+        scope = {"__name__": "__main__"}
+        for source in self.cells:
+            try:
+                exec(compile(source, self.chapter, "exec"), scope)
+            except Exception:
+                for key in _equations_of(source):
+                    failed.setdefault(key, []).append("the check's cell raised")
+        return failed
+
+
+def equation_slice(path):
+    """The slice of one notebook."""
+    notebook = json.loads(path.read_text(encoding="utf8"))
+    sources = [_plain("".join(c["source"])) for c in notebook["cells"] if c["cell_type"] == "code"]
+    trees = [ast.parse(source) for source in sources]
+    needed, keep = set(), []
+    for source, tree in reversed(list(zip(sources, trees, strict=True))):
+        stores = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        stores |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        stores |= {a.asname or a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
+        if _equations_of(source) or stores & needed:
+            keep.append(source)
+            needed |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    keep.reverse()
+    equations = list(dict.fromkeys(key for source in keep for key in _equations_of(source)))
+    return Slice(layout.chapter_name(path), keep, equations)
+
+
+def _plain(source):
+    """A cell without IPython's % and ! lines."""
+    lines = []
+    for line in source.split("\n"):
+        text = line.lstrip()
+        lines.append(line[: len(line) - len(text)] + "pass" if text.startswith(("%", "!")) else line)
+    return "\n".join(lines)
+
+
+def _equations_of(source):
+    """The equation keys that a cell's check calls name."""
+    return [
+        key
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "check"
+        for keyword in node.keywords
+        if keyword.arg == "equation" and isinstance(keyword.value, ast.Constant)
+        for key in _keys(keyword.value.value)
+    ]
+
+
+def _keys(equation):
+    return [key.strip() for key in (equation or "").split(";") if key.strip()]
