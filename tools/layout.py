@@ -124,6 +124,7 @@ def kernel_environment():
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "PASSIVE",     # waiting threads sleep: on a busy machine spinning ones make small operations 100 times slower
         "MKL_NUM_THREADS": "2",
         "TQDM_DISABLE": "1",
         "PYTHONHASHSEED": "0",
