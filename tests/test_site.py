@@ -19,8 +19,27 @@ from tools import address, book, layout, ledger, pages, symptoms
 
 PACKAGE_MODULES = sorted(p.stem for p in layout.PACKAGE.glob("*.py") if not p.stem.startswith("_"))
 # What a page may not load from another host; `rel="canonical"` and ordinary links are no loading.
-LOADING = {"script": "src", "img": "src", "source": "src", "video": "src", "audio": "src", "iframe": "src", "embed": "src", "object": "data"}
-LOADING_RELS = {"stylesheet", "preload", "prefetch", "preconnect", "dns-prefetch", "icon", "shortcut", "modulepreload", "manifest"}
+LOADING = {
+    "script": "src",
+    "img": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "iframe": "src",
+    "embed": "src",
+    "object": "data",
+}
+LOADING_RELS = {
+    "stylesheet",
+    "preload",
+    "prefetch",
+    "preconnect",
+    "dns-prefetch",
+    "icon",
+    "shortcut",
+    "modulepreload",
+    "manifest",
+}
 ELSEWHERE = re.compile(r"^(https?:)?//")
 
 
@@ -72,13 +91,16 @@ def html_pages(site):
 
 # --- what is built ---
 
+
 def test_one_page_per_entry_of_the_table_of_contents(site):
     entries = layout.toc_entries()
     assert len(entries) == len(set(entries))
     for entry in entries:
         built = site / f"{entry}.html"
         assert built.is_file(), f"{entry} was not built"
-        assert layout.page_title(layout.page_source(entry)).replace("`", "")[:20] in re.sub(r"<[^>]+>", "", built.read_text(encoding="utf8"))
+        assert layout.page_title(layout.page_source(entry)).replace("`", "")[:20] in re.sub(
+            r"<[^>]+>", "", built.read_text(encoding="utf8")
+        )
     assert (site / "index.html").is_file()
 
 
@@ -87,9 +109,14 @@ def test_nothing_is_loaded_from_elsewhere(site):
         outside = [url for url in page(path).loads if ELSEWHERE.match(url)]
         assert not outside, f"{path.relative_to(site)} loads {outside}"
         for script in page(path).scripts:
-            assert not re.search(r"unpkg\.com|jsdelivr|cdnjs|googleapis|gstatic", script), f"{path.relative_to(site)}: a script names a CDN"
+            assert not re.search(r"unpkg\.com|jsdelivr|cdnjs|googleapis|gstatic", script), (
+                f"{path.relative_to(site)}: a script names a CDN"
+            )
     for path in site.rglob("*.css"):
-        found = re.findall(r"(?:@import|url\()\s*['\"]?((?:https?:)?//[^)'\"]+)", path.read_text(encoding="utf8", errors="replace"))
+        found = re.findall(
+            r"(?:@import|url\()\s*['\"]?((?:https?:)?//[^)'\"]+)",
+            path.read_text(encoding="utf8", errors="replace"),
+        )
         assert not found, f"{path.relative_to(site)} loads {found}"
 
 
@@ -105,7 +132,11 @@ def test_no_dead_link_inside_the_site(site):
                 target = target / "index.html"
             if not target.is_file():
                 missing.append(f"{path.relative_to(site)} -> {url}")
-            elif parts.fragment and target.suffix == ".html" and unquote(parts.fragment) not in page(target).ids | {"", "top"}:
+            elif (
+                parts.fragment
+                and target.suffix == ".html"
+                and unquote(parts.fragment) not in page(target).ids | {"", "top"}
+            ):
                 missing.append(f"{path.relative_to(site)} -> {url} (no such anchor)")
     assert not missing, "\n".join(missing[:30])
 
@@ -128,7 +159,9 @@ def test_chapters_have_their_buttons(site):
         built = site / path.relative_to(layout.ROOT).with_suffix(".html")
         links = page(built).links
         assert layout.colab_link(path) in links, f"{built.name}: no Colab link"
-        assert any(path.name in url and "_sources" in url for url in links), f"{built.name}: no download"
+        assert any(path.name in url and "_sources" in url for url in links), (
+            f"{built.name}: no download"
+        )
         assert any("/edit/" in url for url in links), f"{built.name}: no edit link"
 
 
@@ -140,7 +173,10 @@ def test_search_finds_the_pages(site):
 
 # --- pages made from data ---
 
-@pytest.mark.parametrize("maker", pages.GENERATED, ids=lambda maker: maker.__name__.rpartition(".")[2])
+
+@pytest.mark.parametrize(
+    "maker", pages.GENERATED, ids=lambda maker: maker.__name__.rpartition(".")[2]
+)
 def test_generated_page_is_current(maker):
     assert maker.PAGE.read_text(encoding="utf8") == maker.page(), "run `make pages`"
 
@@ -172,11 +208,19 @@ def test_equation_has_a_check(key):
 @pytest.mark.parametrize("key", sorted(ledger.displayed(), key=ledger.order))
 def test_equation_has_a_check_that_a_bug_has_failed(key):
     kind = ledger.described()[key]["kind"]
-    assert kind == "definition" or ledger.mutants().get(key), f"no injected bug makes a check of {key} fail"
+    assert kind == "definition" or ledger.mutants().get(key), (
+        f"no injected bug makes a check of {key} fail"
+    )
 
 
 def test_references_hold_every_paper():
-    keys = set(re.findall(r"^@\w+\{([^,]+),", (layout.BOOK / "references.bib").read_text(encoding="utf8"), re.MULTILINE))
+    keys = set(
+        re.findall(
+            r"^@\w+\{([^,]+),",
+            (layout.BOOK / "references.bib").read_text(encoding="utf8"),
+            re.MULTILINE,
+        )
+    )
     assert {paper["cite"] for paper in ledger.papers().values()} <= keys
 
 
@@ -184,25 +228,63 @@ def test_every_module_has_its_page():
     entries = layout.toc_entries()
     missing = [m for m in PACKAGE_MODULES if f"book/reference/api/{m}" not in entries]
     assert not missing, f"add book/reference/api/NAME.md and its line in _toc.yml: {missing}"
-    extra = [e for e in entries if e.startswith("book/reference/api/") and e.rpartition("/")[2] not in [*PACKAGE_MODULES, "index"]]
+    table = (layout.BOOK / "reference" / "api" / "index.md").read_text(encoding="utf8")
+    assert all(f"[`{m}`]({m}.md)" in table for m in PACKAGE_MODULES), "a row in api/index.md is missing"
+    extra = [
+        e
+        for e in entries
+        if e.startswith("book/reference/api/")
+        and e.rpartition("/")[2] not in [*PACKAGE_MODULES, "index"]
+    ]
     assert not extra, f"pages of modules that do not exist: {extra}"
 
 
 # --- notation ---
 
+
 def notation_rows():
     """The four-column rows of the notation page: [(symbol, meaning, [our names], [diffusers' names]), ...]."""
     rows = []
     for line in (layout.BOOK / "reference" / "notation.md").read_text(encoding="utf8").splitlines():
-        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")] if line.startswith("|") else []
+        cells = (
+            [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+            if line.startswith("|")
+            else []
+        )
         if len(cells) == 4 and cells[0] != "symbol":
-            rows.append((cells[0], cells[1], re.findall(r"`([^`]+)`", cells[2]), re.findall(r"`([^`]+)`", cells[3])))
+            rows.append(
+                (
+                    cells[0],
+                    cells[1],
+                    re.findall(r"`([^`]+)`", cells[2]),
+                    re.findall(r"`([^`]+)`", cells[3]),
+                )
+            )
     return rows
 
 
-NOTATION_MODULES = [m for m in ("schedules", "ddpm", "ddim", "sde", "guidance", "exact", "unet") if m in PACKAGE_MODULES]
+NOTATION_MODULES = [
+    m
+    for m in ("schedules", "ddpm", "ddim", "sde", "guidance", "exact", "unet")
+    if m in PACKAGE_MODULES
+]
 # Arguments that are no symbols of the mathematics: who draws, what is checked, how wide a layer is.
-STRUCTURAL = {"self", "cls", "generator", "like", "schedule", "coefficient", "component", "decoder", "n", "x", "low", "high", "nats", "steps"}
+STRUCTURAL = {
+    "self",
+    "cls",
+    "generator",
+    "like",
+    "schedule",
+    "coefficient",
+    "component",
+    "decoder",
+    "n",
+    "x",
+    "low",
+    "high",
+    "nats",
+    "steps",
+}
 
 
 def package_names():
@@ -215,11 +297,26 @@ def package_names():
                 continue
             names.add(name)
             if inspect.isclass(value) and value.__module__ == module.__name__:
-                attributes |= {f"{name}.{a}" for a in [*dir(value), *getattr(value, "__annotations__", {})] if not a.startswith("_")}
-            if module_name in NOTATION_MODULES and getattr(value, "__module__", None) == module.__name__:
-                functions = [value] if inspect.isfunction(value) else [
-                    f for a, f in inspect.getmembers(value, inspect.isfunction) if not a.startswith("_") and f.__module__ == module.__name__
-                ] if inspect.isclass(value) else []
+                attributes |= {
+                    f"{name}.{a}"
+                    for a in [*dir(value), *getattr(value, "__annotations__", {})]
+                    if not a.startswith("_")
+                }
+            if (
+                module_name in NOTATION_MODULES
+                and getattr(value, "__module__", None) == module.__name__
+            ):
+                functions = (
+                    [value]
+                    if inspect.isfunction(value)
+                    else [
+                        f
+                        for a, f in inspect.getmembers(value, inspect.isfunction)
+                        if not a.startswith("_") and f.__module__ == module.__name__
+                    ]
+                    if inspect.isclass(value)
+                    else []
+                )
                 for function in functions:
                     arguments |= set(inspect.signature(function).parameters)
     return names, attributes, arguments
@@ -228,31 +325,62 @@ def package_names():
 def test_our_names_in_the_notation_exist():
     names, attributes, arguments = package_names()
     known = names | attributes | arguments
-    unknown = [name for _, _, ours, _ in notation_rows() for name in ours if name not in known and not name.startswith('"')]
+    unknown = [
+        name
+        for _, _, ours, _ in notation_rows()
+        for name in ours
+        if name not in known and not name.startswith('"')
+    ]
     assert len(notation_rows()) > 30
     assert not unknown, f"the notation page names what the package does not have: {unknown}"
 
 
 def test_the_notation_holds_every_argument_of_the_mathematics():
-    _, _, arguments = package_names()
     listed = {name for _, _, ours, _ in notation_rows() for name in ours}
     mathematical = {module: set() for module in ("schedules", "ddpm", "exact")}
     for module_name in mathematical:
         module = importlib.import_module(f"diffusion_core.{module_name}")
         for name, value in vars(module).items():
-            if inspect.isfunction(value) and not name.startswith("_") and value.__module__ == module.__name__:
+            if (
+                inspect.isfunction(value)
+                and not name.startswith("_")
+                and value.__module__ == module.__name__
+            ):
                 mathematical[module_name] |= set(inspect.signature(value).parameters)
     # `beta_max` and cosine_betas' own offset `s` are explained on its page
-    missing = {name for found in mathematical.values() for name in found} - listed - STRUCTURAL - {"beta_max"}
+    missing = (
+        {name for found in mathematical.values() for name in found}
+        - listed
+        - STRUCTURAL
+        - {"beta_max"}
+    )
     assert not missing, f"arguments that the notation page does not explain: {sorted(missing)}"
 
 
 def test_the_notation_holds_the_contract():
     """Names that chapters, tests and other code build on, wherever their module exists already."""
     contract = {
-        "schedules": ["NoiseSchedule.T", "NoiseSchedule.alpha_bar", "NoiseSchedule.alpha_bar_at", "NoiseSchedule.at", "NoiseSchedule.beta_at",
-                      "NoiseSchedule.snr", "NoiseSchedule.time_at", "timesteps", "karras_times"],
-        "ddpm": ["q_sample", "q_posterior", "predict_v", "eps_from_v", "ddpm_step", "eps_loss", "simple_loss", "vlb_terms"],
+        "schedules": [
+            "NoiseSchedule.T",
+            "NoiseSchedule.alpha_bar",
+            "NoiseSchedule.alpha_bar_at",
+            "NoiseSchedule.at",
+            "NoiseSchedule.beta_at",
+            "NoiseSchedule.snr",
+            "NoiseSchedule.time_at",
+            "timesteps",
+            "karras_times",
+        ],
+        "ddpm": [
+            "q_sample",
+            "q_posterior",
+            "predict_v",
+            "eps_from_v",
+            "ddpm_step",
+            "eps_loss",
+            "simple_loss",
+            "vlb_terms",
+        ],
         "exact": ["GaussianMixture.log_prob", "GaussianMixture.score"],
         "unet": ["UNet.forward", "UNet.null_label"],
     }
@@ -270,9 +398,17 @@ def test_diffusers_names_in_the_notation_exist():
     scheduler = diffusers.DDPMScheduler()
     scheduler.set_timesteps(10)
     arguments = set()
-    for function in (scheduler.step, scheduler.add_noise, scheduler._get_variance, diffusers.UNet2DModel.forward, diffusers.DDIMScheduler.step):
+    for function in (
+        scheduler.step,
+        scheduler.add_noise,
+        scheduler._get_variance,
+        diffusers.UNet2DModel.forward,
+        diffusers.DDIMScheduler.step,
+    ):
         arguments |= set(inspect.signature(function).parameters)
-    arguments |= {"pred_original_sample"} & set(diffusers.schedulers.scheduling_ddpm.DDPMSchedulerOutput.__annotations__)
+    arguments |= {"pred_original_sample"} & set(
+        diffusers.schedulers.scheduling_ddpm.DDPMSchedulerOutput.__annotations__
+    )
     for _, _, _, theirs in notation_rows():
         for name in theirs:
             name = name.split("[")[0]
@@ -287,6 +423,7 @@ def test_diffusers_names_in_the_notation_exist():
 
 
 # --- one address ---
+
 
 def copy_of_the_project(folder):
     """The files that git carries, in another folder."""
@@ -317,29 +454,44 @@ def test_all_places_agree_on_the_address():
 
 def test_one_command_changes_the_address_everywhere(tmp_path):
     root = copy_of_the_project(tmp_path)
-    (root / "tests" / "test_site.py").unlink()   # it names the new address
+    (root / "tests" / "test_site.py").unlink()  # it names the new address
     old = layout.config()["repository"]["url"]
     before = len(address.places(old, root))
-    done = subprocess.run([sys.executable, "-m", "tools.address", "https://github.com/Somebody/a-fork"], cwd=root, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(root)}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.address", "https://github.com/Somebody/a-fork"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert before and not address.places(old, root)
     assert len(address.places("https://github.com/Somebody/a-fork", root)) == before
     for path in layout.chapters():
-        was, now = (json.loads((folder / path.relative_to(layout.ROOT)).read_text(encoding="utf8")) for folder in (layout.ROOT, root))
+        was, now = (
+            json.loads((folder / path.relative_to(layout.ROOT)).read_text(encoding="utf8"))
+            for folder in (layout.ROOT, root)
+        )
         if was["metadata"].get("book", {}).get("hash") == layout.notebook_hash(was):
-            assert now["metadata"]["book"]["hash"] == layout.notebook_hash(now), "outputs that were current must stay current"
+            assert now["metadata"]["book"]["hash"] == layout.notebook_hash(now), (
+                "outputs that were current must stay current"
+            )
 
 
 def test_an_address_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="should look like https://github.com/OWNER/NAME"):
+    with pytest.raises(ValueError, match=r"should look like https://github\.com/OWNER/NAME"):
         address.parts("https://example.org/somewhere")
 
 
 # --- installation ---
 
+
 def requirement_lines(name):
-    lines = [line.split("#")[0].strip() for line in (layout.ROOT / name).read_text(encoding="utf8").splitlines()]
+    lines = [
+        line.split("#")[0].strip()
+        for line in (layout.ROOT / name).read_text(encoding="utf8").splitlines()
+    ]
     return [line for line in lines if line]
 
 
@@ -347,13 +499,23 @@ def test_constraints_pin_what_is_tested():
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in requirement_lines("constraints.txt")}
-    for name in ("requirements.txt", "requirements-book.txt", "requirements-compare.txt", "requirements-test.txt"):
+    pins = {
+        canonicalize_name(line.split("==")[0]): line.split("==")[1]
+        for line in requirement_lines("constraints.txt")
+    }
+    for name in (
+        "requirements.txt",
+        "requirements-book.txt",
+        "requirements-compare.txt",
+        "requirements-test.txt",
+    ):
         for line in requirement_lines(name):
             requirement = Requirement(line)
             pin = pins.get(canonicalize_name(requirement.name))
             assert pin, f"constraints.txt does not pin {requirement.name}"
-            assert requirement.specifier.contains(pin, prereleases=True), f"{name}: {line} does not admit the tested {pin}"
+            assert requirement.specifier.contains(pin, prereleases=True), (
+                f"{name}: {line} does not admit the tested {pin}"
+            )
 
 
 def test_the_site_needs_no_torch():
@@ -371,8 +533,23 @@ def test_what_colab_has_is_admitted():
 
 def test_a_plain_install_brings_weights_and_all_modules(tmp_path):
     root = copy_of_the_project(tmp_path / "source")
-    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(root)],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            str(tmp_path),
+            str(root),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         inside = set(wheel.namelist())
@@ -382,11 +559,16 @@ def test_a_plain_install_brings_weights_and_all_modules(tmp_path):
 
 # --- words ---
 
+
 def test_the_text_keeps_its_promises():
     """No hand-waving, nothing left to do, nothing that only exists on one machine."""
-    forbidden = re.compile(r"it can be shown|it is easy to see|[Oo]bviously|[Tt]rivially|needless to say|\bTODO\b|\bFIXME\b|/root/|/home/\w|(?<![\w.])/work/|\.\./shared")
+    forbidden = re.compile(
+        r"it can be shown|it is easy to see|[Oo]bviously|[Tt]rivially|needless to say|\bTODO\b|\bFIXME\b|/root/|/home/\w|(?<![\w.])/work/|\.\./shared"
+    )
     for path in address.text_files():
-        if path.suffix in {".md", ".ipynb", ".py", ".yml", ".toml", ".cff"} and path.name not in {"test_site.py"}:
+        if path.suffix in {".md", ".ipynb", ".py", ".yml", ".toml", ".cff"} and path.name not in {
+            "test_site.py"
+        }:
             for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), 1):
                 if '"image/' in line:
                     continue
@@ -398,6 +580,10 @@ def test_make_help_names_every_target():
     makefile = (layout.ROOT / "Makefile").read_text(encoding="utf8")
     phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE).group(1).split()
     for target in set(phony) - {"clean", "help"}:
-        assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE), f"{target} has no description"
+        assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE), (
+            f"{target} has no description"
+        )
     for module in re.findall(r"-m (tools\.\w+)", makefile):
-        assert (layout.ROOT / f"{module.replace('.', '/')}.py").is_file(), f"the Makefile runs {module}, which does not exist"
+        assert (layout.ROOT / f"{module.replace('.', '/')}.py").is_file(), (
+            f"the Makefile runs {module}, which does not exist"
+        )

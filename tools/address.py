@@ -15,7 +15,21 @@ import nbformat
 
 from tools import layout
 
-TEXT = {".cff", ".css", ".html", ".ipynb", ".json", ".md", ".py", ".svg", ".toml", ".txt", ".yml", ".yaml", ""}
+TEXT = {
+    ".cff",
+    ".css",
+    ".html",
+    ".ipynb",
+    ".json",
+    ".md",
+    ".py",
+    ".svg",
+    ".toml",
+    ".txt",
+    ".yml",
+    ".yaml",
+    "",
+}
 SKIPPED = {".git", ".venv", "_build", "build", "dist", "data", "runs", "__pycache__"}
 URL = re.compile(r"https://github\.com/([A-Za-z0-9-]+)/([A-Za-z0-9._-]+?)(?:\.git)?/?")
 
@@ -24,20 +38,32 @@ def parts(url):
     """(owner, name) of a GitHub address; ValueError for anything else."""
     match = URL.fullmatch(url)
     if not match:
-        raise ValueError(f"URL = {url!r} should look like https://github.com/OWNER/NAME (Colab opens notebooks from GitHub only)")
+        raise ValueError(
+            f"URL = {url!r} should look like https://github.com/OWNER/NAME (Colab opens notebooks from GitHub only)"
+        )
     return match.groups()
 
 
 def spellings(url):
     """The ways in which one address is written: of the repository, of Colab's links to it, of the published site."""
     owner, name = parts(url)
-    return [f"github.com/{owner}/{name}", f"colab.research.google.com/github/{owner}/{name}", f"{owner.lower()}.github.io/{name}"]
+    return [
+        f"github.com/{owner}/{name}",
+        f"colab.research.google.com/github/{owner}/{name}",
+        f"{owner.lower()}.github.io/{name}",
+    ]
 
 
 def text_files(root=None):
     """Every text file of the project: those that git would carry, or all where there is no git."""
     root = root or layout.ROOT
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, text=True, check=False)
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if listed.returncode == 0 and listed.stdout:
         paths = [root / line for line in listed.stdout.splitlines()]
     else:
@@ -51,7 +77,11 @@ def places(url, root=None):
     found = []
     for path in text_files(root):
         lines = path.read_text(encoding="utf8", errors="replace").splitlines()
-        found += [(path, number) for number, line in enumerate(lines, 1) if any(word in line for word in words)]
+        found += [
+            (path, number)
+            for number, line in enumerate(lines, 1)
+            if any(word in line for word in words)
+        ]
     return found
 
 
@@ -82,7 +112,9 @@ def stamp(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("url", nargs="?", help="the new address, https://github.com/OWNER/NAME")
     options = parser.parse_args()
     old = layout.config()["repository"]["url"]

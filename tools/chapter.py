@@ -49,11 +49,19 @@ A surprising figure or number, and the question that it raises.
 def skeleton(path, title):
     """A notebook with the parts of a chapter in order, the Colab link and the set-up cell."""
     opening, *parts = ("\n" + PARTS.strip()).split("\n## ")
-    cells = [new_markdown_cell(f"# {title}\n\n[Open in Colab]({layout.colab_link(path)})\n{opening}")]
+    cells = [
+        new_markdown_cell(f"# {title}\n\n[Open in Colab]({layout.colab_link(path)})\n{opening}")
+    ]
     cells.append(new_code_cell(layout.colab_cell(), metadata={"tags": ["remove-cell"]}))
-    cells.append(new_code_cell("import torch\n\nfrom diffusion_core.checks import check\nfrom diffusion_core.plotting import set_style\n\nset_style()"))
+    cells.append(
+        new_code_cell(
+            "import torch\n\nfrom diffusion_core.checks import check\nfrom diffusion_core.plotting import set_style\n\nset_style()"
+        )
+    )
     cells += [new_markdown_cell(f"## {part.strip()}") for part in parts]
-    return new_notebook(cells=cells, metadata={"kernelspec": KERNELSPEC, "language_info": {"name": "python"}})
+    return new_notebook(
+        cells=cells, metadata={"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
+    )
 
 
 def main():
@@ -67,7 +75,9 @@ def main():
     if path.exists():
         sys.exit(f"{options.file} exists already")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(nbformat.writes(skeleton(path, options.title)) + "\n", encoding="utf8", newline="\n")
+    path.write_text(
+        nbformat.writes(skeleton(path, options.title)) + "\n", encoding="utf8", newline="\n"
+    )
     entry = path.relative_to(layout.ROOT).with_suffix("").as_posix()
     print(f"Wrote {options.file}. Its line in _toc.yml, under its step:\n  - file: {entry}")
 

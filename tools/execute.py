@@ -23,7 +23,16 @@ from nbclient.exceptions import CellExecutionError
 
 from tools import layout
 
-LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "matplotlib", "diffusers", "denoising-diffusion-pytorch")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "matplotlib",
+    "diffusers",
+    "denoising-diffusion-pytorch",
+)
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}")
@@ -35,31 +44,41 @@ class NotStored(Exception):
 
 def clean(nb):
     """Remove from a notebook whatever differs between two equal runs, and give every cell an id."""
-    nb.metadata = nbformat.from_dict({
-        "kernelspec": KERNELSPEC,
-        "language_info": {"name": "python", "pygments_lexer": "ipython3"},
-        **{k: v for k, v in nb.metadata.items() if k in {"book", "mystnb"}},
-    })
+    nb.metadata = nbformat.from_dict(
+        {
+            "kernelspec": KERNELSPEC,
+            "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+            **{k: v for k, v in nb.metadata.items() if k in {"book", "mystnb"}},
+        }
+    )
     nb.nbformat, nb.nbformat_minor = 4, 5
     for number, cell in enumerate(nb.cells):
         cell.setdefault("id", f"cell-{number}")
-        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in {"tags", "cellView", "mystnb"}})
+        cell.metadata = nbformat.from_dict(
+            {k: v for k, v in cell.metadata.items() if k in {"tags", "cellView", "mystnb"}}
+        )
         for output in cell.get("outputs", []):
             output.pop("transient", None)
             if "metadata" in output:
-                output["metadata"] = nbformat.from_dict({k: v for k, v in output["metadata"].items() if k != "needs_background"})
+                output["metadata"] = nbformat.from_dict(
+                    {k: v for k, v in output["metadata"].items() if k != "needs_background"}
+                )
 
 
 def look_for_trouble(nb):
     """Raise NotStored for outputs that a reader should not see, or that the next run would not repeat."""
     for number, cell in enumerate(c for c in nb.cells if c.cell_type == "code"):
         for output in cell.outputs:
-            text = output.get("text", "") or "".join(str(output.get("data", {}).get(kind, "")) for kind in ("text/plain", "text/html"))
+            text = output.get("text", "") or "".join(
+                str(output.get("data", {}).get(kind, "")) for kind in ("text/plain", "text/html")
+            )
             where = f"code cell {number + 1} ({''.join(cell.source).splitlines()[0][:60]!r})"
             if output.output_type == "stream" and output.name == "stderr":
                 raise NotStored(f"{where} writes to stderr:\n{text.strip()[:1500]}")
             if ADDRESS.search(text):
-                raise NotStored(f"{where} prints an address in memory: {ADDRESS.search(text).group()}; end the line with a semicolon")
+                raise NotStored(
+                    f"{where} prints an address in memory: {ADDRESS.search(text).group()}; end the line with a semicolon"
+                )
             if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
                 raise NotStored(f"{where} shows a widget; use a plain progress bar")
 
@@ -70,16 +89,31 @@ def run(path, timeout=600):
     nb = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as scratch:
         ledger = Path(scratch, "ledger.jsonl")
-        env = {**layout.kernel_environment(), "DIFFUSION_LEDGER": str(ledger), "DIFFUSION_CHAPTER": layout.chapter_name(path)}
-        client = NotebookClient(nb, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}},
-                                coalesce_streams=True, record_timing=False, extra_arguments=["--log-level=ERROR"])
+        env = {
+            **layout.kernel_environment(),
+            "DIFFUSION_LEDGER": str(ledger),
+            "DIFFUSION_CHAPTER": layout.chapter_name(path),
+        }
+        client = NotebookClient(
+            nb,
+            timeout=timeout,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(path.parent)}},
+            coalesce_streams=True,
+            record_timing=False,
+            extra_arguments=["--log-level=ERROR"],
+        )
         start = time.perf_counter()
         try:
             client.execute(env=env)
         except CellExecutionError as error:
             raise NotStored(ANSI.sub("", str(error))) from None
         seconds = time.perf_counter() - start
-        checks = [json.loads(line) for line in ledger.read_text(encoding="utf8").splitlines()] if ledger.exists() else []
+        checks = (
+            [json.loads(line) for line in ledger.read_text(encoding="utf8").splitlines()]
+            if ledger.exists()
+            else []
+        )
     clean(nb)
     look_for_trouble(nb)
     package = layout.package_hash()
@@ -87,7 +121,10 @@ def run(path, timeout=600):
     nbformat.validate(nb)
     write(path, nbformat.writes(nb) + "\n")
     if path.is_relative_to(layout.BOOK):
-        write(layout.run_file(path), json.dumps(record(path, seconds, checks), indent=1, ensure_ascii=False) + "\n")
+        write(
+            layout.run_file(path),
+            json.dumps(record(path, seconds, checks), indent=1, ensure_ascii=False) + "\n",
+        )
     return seconds
 
 
@@ -106,7 +143,9 @@ def record(path, seconds, checks):
         "seconds": round(seconds, 1),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "versions": versions,
         "checks": checks,
     }
@@ -127,10 +166,21 @@ def is_current(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("chapters", nargs="*", type=Path, help="notebooks to run (default: every chapter of _toc.yml)")
-    parser.add_argument("--stale", action="store_true", help="only those whose stored outputs are out of date")
-    parser.add_argument("--timeout", type=int, default=600, metavar="SECONDS", help="for one cell (default 600)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "chapters",
+        nargs="*",
+        type=Path,
+        help="notebooks to run (default: every chapter of _toc.yml)",
+    )
+    parser.add_argument(
+        "--stale", action="store_true", help="only those whose stored outputs are out of date"
+    )
+    parser.add_argument(
+        "--timeout", type=int, default=600, metavar="SECONDS", help="for one cell (default 600)"
+    )
     options = parser.parse_args()
     todo = options.chapters or layout.chapters()
     if options.stale:

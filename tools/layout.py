@@ -8,7 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
-RUNS = BOOK / "_data" / "runs"        # one JSON file per chapter: when it last ran, what its checks measured
+RUNS = (
+    BOOK / "_data" / "runs"
+)  # one JSON file per chapter: when it last ran, what its checks measured
 PACKAGE = ROOT / "diffusion_core"
 
 
@@ -31,9 +33,15 @@ def toc_entries():
 
 def page_source(entry):
     """The one source file of a page; ValueError where there is none or more than one."""
-    found = [ROOT / f"{entry}{suffix}" for suffix in (".ipynb", ".md") if (ROOT / f"{entry}{suffix}").is_file()]
+    found = [
+        ROOT / f"{entry}{suffix}"
+        for suffix in (".ipynb", ".md")
+        if (ROOT / f"{entry}{suffix}").is_file()
+    ]
     if len(found) != 1:
-        raise ValueError(f"_toc.yml names {entry!r}: expected one of {entry}.ipynb, {entry}.md, found {[p.name for p in found]}")
+        raise ValueError(
+            f"_toc.yml names {entry!r}: expected one of {entry}.ipynb, {entry}.md, found {[p.name for p in found]}"
+        )
     return found[0]
 
 
@@ -45,7 +53,11 @@ def chapters():
 def chapter_name(path):
     """How a chapter is called in data files: its path under `book/` without the suffix, `1-intuition/forward-process`."""
     path = Path(path).resolve()
-    return path.relative_to(BOOK).with_suffix("").as_posix() if path.is_relative_to(BOOK) else path.stem
+    return (
+        path.relative_to(BOOK).with_suffix("").as_posix()
+        if path.is_relative_to(BOOK)
+        else path.stem
+    )
 
 
 def run_file(path):
@@ -62,7 +74,11 @@ def config():
 
 def version():
     """The package's version, read from its source; releases carry the tag `v` + version."""
-    match = re.search(r'^__version__ = "([^"]+)"', (PACKAGE / "__init__.py").read_text(encoding="utf8"), re.MULTILINE)
+    match = re.search(
+        r'^__version__ = "([^"]+)"',
+        (PACKAGE / "__init__.py").read_text(encoding="utf8"),
+        re.MULTILINE,
+    )
     return match.group(1)
 
 
@@ -88,13 +104,21 @@ def page_title(path):
     path = Path(path)
     text = path.read_text(encoding="utf8")
     if path.suffix == ".ipynb":
-        text = "\n".join("".join(c["source"]) + "\n" for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+        text = "\n".join(
+            "".join(c["source"]) + "\n"
+            for c in json.loads(text)["cells"]
+            if c["cell_type"] == "markdown"
+        )
     return next(line[2:].strip() for line in text.splitlines() if line.startswith("# "))
 
 
 def package_files():
     """The files whose change can change what a chapter prints: the package's source, weights and cards."""
-    return sorted(p for p in PACKAGE.rglob("*") if p.suffix in {".py", ".safetensors", ".json"} and "__pycache__" not in p.parts)
+    return sorted(
+        p
+        for p in PACKAGE.rglob("*")
+        if p.suffix in {".py", ".safetensors", ".json"} and "__pycache__" not in p.parts
+    )
 
 
 def package_hash():
@@ -104,7 +128,9 @@ def package_hash():
         data = path.read_bytes()
         if path.suffix != ".safetensors":
             data = data.replace(b"\r\n", b"\n")
-        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + hashlib.sha256(data).digest())
+        digest.update(
+            path.relative_to(PACKAGE).as_posix().encode() + b"\0" + hashlib.sha256(data).digest()
+        )
     return digest.hexdigest()
 
 
@@ -124,7 +150,7 @@ def kernel_environment():
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "2",
-        "OMP_WAIT_POLICY": "PASSIVE",     # waiting threads sleep: on a busy machine spinning ones make small operations 100 times slower
+        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep: on a busy machine spinning ones make small operations 100 times slower
         "MKL_NUM_THREADS": "2",
         "TQDM_DISABLE": "1",
         "PYTHONHASHSEED": "0",

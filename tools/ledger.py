@@ -80,7 +80,11 @@ def order(key):
     """Papers in the order of equations.yml, then equations by number."""
     paper, _, rest = key.partition(" ")
     known = list(papers())
-    return (known.index(paper) if paper in known else len(known), [int(n) for n in re.findall(r"\d+", rest)], rest)
+    return (
+        known.index(paper) if paper in known else len(known),
+        [int(n) for n in re.findall(r"\d+", rest)],
+        rest,
+    )
 
 
 def page():
@@ -89,22 +93,37 @@ def page():
     kinds = {key: described().get(key, {}).get("kind", "not classified") for key in keys}
     done = [key for key in keys if proven(key, kinds[key], measured, caught)]
     lines = [
-        "# The equation ledger", "",
+        "# The equation ledger",
+        "",
         "Every equation of a paper that a chapter displays stands here, with the check that the chapter runs for it, the bound of",
         "that check, what it measured when the chapter last ran, and how many bugs, put mechanically into the package, made it fail.",
         "A *definition* counts as proven if a check shows that the code computes it. An *identity* or a *theorem* counts only",
-        "if, besides, at least one injected bug makes its check fail: a check that nothing can fail proves nothing.", "",
-        "This page is made from the chapters and their last run by `make pages`; nobody writes it.", "",
+        "if, besides, at least one injected bug makes its check fail: a check that nothing can fail proves nothing.",
+        "",
+        "This page is made from the chapters and their last run by `make pages`; nobody writes it.",
+        "",
     ]
     if not keys:
         return "\n".join([*lines, "No chapter displays a tagged equation yet.", ""])
-    lines += [f"**{len(keys)} equations, {len(done)} of them proven.**"
-              + ("" if caught is not None else " No mutation run is stored yet (`make mutate`), so identities and theorems do not count yet."), ""]
-    lines += ["| equation | kind | chapter | checks | bugs caught | proven |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"**{len(keys)} equations, {len(done)} of them proven.**"
+        + (
+            ""
+            if caught is not None
+            else " No mutation run is stored yet (`make mutate`), so identities and theorems do not count yet."
+        ),
+        "",
+    ]
+    lines += [
+        "| equation | kind | chapter | checks | bugs caught | proven |",
+        "|---|---|---|---|---|---|",
+    ]
     for key in keys:
         places = ", ".join(dict.fromkeys(link_to(PAGE, path) for path, _, _ in found[key]))
         bugs = len(caught.get(key, [])) if caught is not None else "–"
-        lines.append(f"| [{key}](#{slug(key)}) | {kinds[key]} | {places} | {len(measured.get(key, []))} | {bugs} | {'yes' if key in done else 'no'} |")
+        lines.append(
+            f"| [{key}](#{slug(key)}) | {kinds[key]} | {places} | {len(measured.get(key, []))} | {bugs} | {'yes' if key in done else 'no'} |"
+        )
     last = None
     for key in keys:
         paper = key.split(" ")[0]
@@ -119,19 +138,34 @@ def page():
 
 def entry(key, kind, places, measured, caught):
     """One equation: the display, what it says, where it stands, what proves it."""
-    lines = [f"({slug(key)})=", f"### {key}", "", f"$$\n{places[0][2]}\n$$", "", f"*{kind.capitalize()}.* {cell_text(described().get(key, {}).get('says', ''))}", ""]
+    lines = [
+        f"({slug(key)})=",
+        f"### {key}",
+        "",
+        f"$$\n{places[0][2]}\n$$",
+        "",
+        f"*{kind.capitalize()}.* {cell_text(described().get(key, {}).get('says', ''))}",
+        "",
+    ]
     where = "; ".join(dict.fromkeys(link_to(PAGE, path, heading) for path, heading, _ in places))
     lines += [f"Stands in: {where}.", ""]
     if measured:
         lines += ["| check | measured | bound | in |", "|---|---|---|---|"]
         for path, check in measured:
-            lines.append(f"| {in_table(check['claim'])} | {number(check['measured'])} | {number(check['within'])} | {link_to(PAGE, path)} |")
+            lines.append(
+                f"| {in_table(check['claim'])} | {number(check['measured'])} | {number(check['within'])} | {link_to(PAGE, path)} |"
+            )
         lines.append("")
     else:
         lines += ["No check names this equation yet.", ""]
     if caught is not None and caught.get(key):
         bugs = caught[key]
-        lines += [f":::{{dropdown}} {len(bugs)} injected {'bug' if len(bugs) == 1 else 'bugs'} made it fail", *(f"- {cell_text(bug)}" for bug in bugs), ":::", ""]
+        lines += [
+            f":::{{dropdown}} {len(bugs)} injected {'bug' if len(bugs) == 1 else 'bugs'} made it fail",
+            *(f"- {cell_text(bug)}" for bug in bugs),
+            ":::",
+            "",
+        ]
     return lines
 
 

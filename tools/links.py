@@ -45,7 +45,7 @@ def collect(folder):
 
 
 def ask(url):
-    """"ok", "refused: why" or "broken: why"."""
+    """ "ok", "refused: why" or "broken: why"."""
     for attempt in range(2):
         try:
             request = urllib.request.Request(url, headers={"User-Agent": AGENT})
@@ -61,7 +61,9 @@ def ask(url):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="the built site")
     links = collect(parser.parse_args().folder)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

@@ -33,7 +33,9 @@ def link_to(page, path, trail=()):
     """A link from one source file to another, to the last heading of `trail` where one is given."""
     target = os.path.relpath(path, page.parent).replace(os.sep, "/")
     if len(trail) > 1:
-        return f"[{cell_text(page_title(path))}, {cell_text(trail[-1])}]({target}#{anchor(trail[-1])})"
+        return (
+            f"[{cell_text(page_title(path))}, {cell_text(trail[-1])}]({target}#{anchor(trail[-1])})"
+        )
     return f"[{cell_text(page_title(path))}]({target})"
 
 

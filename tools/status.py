@@ -10,33 +10,64 @@ PAGE = layout.BOOK / "reference" / "status.md"
 
 def runs():
     """The stored run of every chapter, in reading order: [(path, record or None), ...]."""
-    return [(path, json.loads(layout.run_file(path).read_text(encoding="utf8")) if layout.run_file(path).exists() else None)
-            for path in layout.chapters()]
+    return [
+        (
+            path,
+            json.loads(layout.run_file(path).read_text(encoding="utf8"))
+            if layout.run_file(path).exists()
+            else None,
+        )
+        for path in layout.chapters()
+    ]
 
 
 def page():
     found = runs()
     done = [record for _, record in found if record]
     lines = [
-        "# Status", "",
+        "# Status",
+        "",
         "Each chapter was run from top to bottom by `make execute`; the outputs on its page are those of that run, and `make test`",
-        "runs it again and compares. The times are wall-clock seconds without a GPU, starting the kernel included.", "",
+        "runs it again and compares. The times are wall-clock seconds without a GPU, starting the kernel included.",
+        "",
     ]
     if not done:
         return "\n".join([*lines, "No chapter has been run yet.", ""])
-    lines += ["| chapter | seconds | CPU cores | checks | Python | PyTorch |", "|---|---|---|---|---|---|"]
+    lines += [
+        "| chapter | seconds | CPU cores | checks | Python | PyTorch |",
+        "|---|---|---|---|---|---|",
+    ]
     for path, record in found:
         if record:
             torch = record["versions"].get("torch", "–")
-            lines.append(f"| {link_to(PAGE, path)} | {record['seconds']:.0f} | {record['cores']} | {len(record['checks'])} | {record['python']} | {torch} |")
+            lines.append(
+                f"| {link_to(PAGE, path)} | {record['seconds']:.0f} | {record['cores']} | {len(record['checks'])} | {record['python']} | {torch} |"
+            )
         else:
             lines.append(f"| {link_to(PAGE, path)} | not run | | | | |")
     total = sum(record["seconds"] for record in done)
-    lines += ["", f"{len(done)} chapters, {total:.0f} s together, {total / len(done):.0f} s on average; "
-                  f"{sum(len(record['checks']) for record in done)} checks, all of them within their bounds.", ""]
-    lines += ["## Versions", "", "The libraries that these runs imported or could have imported.", "", "| library | version |", "|---|---|"]
-    versions = sorted({(name, number) for record in done for name, number in record["versions"].items()})
+    lines += [
+        "",
+        f"{len(done)} chapters, {total:.0f} s together, {total / len(done):.0f} s on average; "
+        f"{sum(len(record['checks']) for record in done)} checks, all of them within their bounds.",
+        "",
+    ]
+    lines += [
+        "## Versions",
+        "",
+        "The libraries that these runs imported or could have imported.",
+        "",
+        "| library | version |",
+        "|---|---|",
+    ]
+    versions = sorted(
+        {(name, number) for record in done for name, number in record["versions"].items()}
+    )
     lines += [f"| {name} | {number} |" for name, number in versions]
     systems = sorted({record["system"] for record in done})
-    lines += ["", f"Systems: {', '.join(systems)}. Exactly these versions are pinned in `constraints.txt`, which `make test` installs.", ""]
+    lines += [
+        "",
+        f"Systems: {', '.join(systems)}. Exactly these versions are pinned in `constraints.txt`, which `make test` installs.",
+        "",
+    ]
     return "\n".join(lines)

@@ -10,7 +10,10 @@ from tools import layout
 from tools.markdown import headings_and_text, link_to
 
 PAGE = layout.BOOK / "reference" / "symptoms.md"
-FIELD = re.compile(r"^\*\*(Symptom|Cause|Caught by)\.\*\*\s+(.+?)(?=\n\s*\n|\Z|^\*\*(?:Symptom|Cause|Caught by)\.\*\*)", re.DOTALL | re.MULTILINE)
+FIELD = re.compile(
+    r"^\*\*(Symptom|Cause|Caught by)\.\*\*\s+(.+?)(?=\n\s*\n|\Z|^\*\*(?:Symptom|Cause|Caught by)\.\*\*)",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 def cases():
@@ -22,18 +25,22 @@ def cases():
                 fields = {name: " ".join(words.split()) for name, words in FIELD.findall(text)}
                 missing = {"Symptom", "Cause"} - set(fields)
                 if missing:
-                    raise ValueError(f"{path.name}: the case {trail[2]!r} has no paragraph that begins with "
-                                     + " or ".join(f"**{name}.**" for name in sorted(missing)))
+                    raise ValueError(
+                        f"{path.name}: the case {trail[2]!r} has no paragraph that begins with "
+                        + " or ".join(f"**{name}.**" for name in sorted(missing))
+                    )
                 found.append((path, trail, fields))
     return found
 
 
 def page():
     lines = [
-        "# Symptom → cause", "",
+        "# Symptom → cause",
+        "",
         "You see the left column; the right column says why, and links to the place in the book where the bug is switched on, with",
         "its picture, its number and the check that catches it. The page is gathered from the sections *What goes wrong* of the",
-        "chapters by `make pages`.", "",
+        "chapters by `make pages`.",
+        "",
     ]
     found = cases()
     if not found:
@@ -43,8 +50,14 @@ def page():
         if path != last:
             lines += [f"## {layout.page_title(path)}", "", "| what you see | why |", "|---|---|"]
             last = path
-        cause = fields["Cause"] + (f" *Caught by:* {fields['Caught by']}" if "Caught by" in fields else "")
-        lines.append(f"| {fields['Symptom'].replace('|', chr(92) + '|')} | {cause.replace('|', chr(92) + '|')} ({link_to(PAGE, path, trail)}) |")
-        if (path, trail, fields) == found[-1] or found[found.index((path, trail, fields)) + 1][0] != path:
+        cause = fields["Cause"] + (
+            f" *Caught by:* {fields['Caught by']}" if "Caught by" in fields else ""
+        )
+        lines.append(
+            f"| {fields['Symptom'].replace('|', chr(92) + '|')} | {cause.replace('|', chr(92) + '|')} ({link_to(PAGE, path, trail)}) |"
+        )
+        if (path, trail, fields) == found[-1] or found[found.index((path, trail, fields)) + 1][
+            0
+        ] != path:
             lines.append("")
     return "\n".join(lines)

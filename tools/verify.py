@@ -11,7 +11,7 @@ from tools import layout
 
 def main():
     os.environ.update(layout.kernel_environment())
-    os.environ.pop("MPLBACKEND")                  # nbval's kernels choose the inline backend themselves
+    os.environ.pop("MPLBACKEND")  # nbval's kernels choose the inline backend themselves
     os.environ["JUPYTER_PLATFORM_DIRS"] = "1"
     os.chdir(layout.ROOT)
     import pytest

@@ -2,7 +2,7 @@
 
     {chapter}`The forward process <1-intuition/forward-process>`
 
-links to a chapter, or says that it is planned as long as it does not stand in the table of contents.
+links to a chapter, or says that it is planned, as long as it is not in the table of contents.
 
     ```{animation} hero
     :alt: what the picture shows
@@ -14,9 +14,9 @@ shows `book/_static/hero.webp` (or .gif), and nothing where there is none.
     ```{package-api} schedules
     ```
 
-shows every public name of `diffusion_core/schedules.py` with its signature, docstring and source. It reads the text of
-the file and imports nothing, so the site is built without torch; and it treats docstrings as plain text, so that `x_t`
-and `(B, *)` stand there as they were written.
+shows every public name of `diffusion_core/schedules.py` with its signature, docstring and source.
+It reads the text of the file and imports nothing, so the site is built without torch; and it
+treats docstrings as plain text, so that `x_t` and `(B, *)` stand there as they were written.
 """
 
 from __future__ import annotations
@@ -36,11 +36,24 @@ from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 PACKAGE = Path(__file__).resolve().parents[2] / "diffusion_core"
-SECTIONS = ("Equation", "Equations", "Shapes", "Arguments", "Returns", "Yields", "Raises", "Example", "Note")
+SECTIONS = (
+    "Equation",
+    "Equations",
+    "Shapes",
+    "Arguments",
+    "Returns",
+    "Yields",
+    "Raises",
+    "Example",
+    "Note",
+)
 THEME = {
     "show_toc_level": 2,
     "search_bar_text": "Search this book",
-    "logo": {"text": "Learning Diffusion Models", "alt_text": "Learning Diffusion Models, Step by Step: home"},
+    "logo": {
+        "text": "Learning Diffusion Models",
+        "alt_text": "Learning Diffusion Models, Step by Step: home",
+    },
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
     "use_fullscreen_button": False,
@@ -49,9 +62,12 @@ THEME = {
 
 
 def escape(text):
-    """Plain text as Markdown: every mark that Markdown would read is escaped, except code between backticks."""
+    """Plain text as Markdown: every mark that Markdown reads is escaped, but for `code`."""
     parts = re.split(r"(`[^`]+`)", text)
-    return "".join(p if p.startswith("`") else re.sub(r"([\\*_{}\[\]()#+\-.!|<>$~^&:@'\"])", r"\\\1", p) for p in parts)
+    return "".join(
+        p if p.startswith("`") else re.sub(r"([\\*_{}\[\]()#+\-.!|<>$~^&:@'\"])", r"\\\1", p)
+        for p in parts
+    )
 
 
 def split_docstring(doc):
@@ -82,7 +98,13 @@ def docstring_lines(node):
         lines += [":::{div} docstring"]
         for name, text in sections:
             if name == "Example":
-                lines += [name, ":   ```python", *("    " + line for line in text.splitlines()), "    ```", ""]
+                lines += [
+                    name,
+                    ":   ```python",
+                    *("    " + line for line in text.splitlines()),
+                    "    ```",
+                    "",
+                ]
             else:
                 lines += [name, f": {escape(' '.join(text.split()))}", ""]
         lines += [":::", ""]
@@ -108,14 +130,31 @@ def fence(depth):
 def object_lines(kind, name, signature, module, body, depth=0, options=()):
     """One object of the Python domain; the fences get shorter inwards."""
     mark = fence(depth)
-    return [f"{mark}{{py:{kind}}} {name}{signature}", f":module: {module}", *options, "", *body, mark, ""]
+    return [
+        f"{mark}{{py:{kind}}} {name}{signature}",
+        f":module: {module}",
+        *options,
+        "",
+        *body,
+        mark,
+        "",
+    ]
 
 
 def source_lines(node, text):
     """The folded source of a function or class, decorators included."""
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-    code = textwrap.dedent("\n".join(text.splitlines()[first - 1:node.end_lineno]))
-    return [":::{dropdown} Source", ":class-container: package-source", "", "```python", *code.splitlines(), "```", ":::", ""]
+    code = textwrap.dedent("\n".join(text.splitlines()[first - 1 : node.end_lineno]))
+    return [
+        ":::{dropdown} Source",
+        ":class-container: package-source",
+        "",
+        "```python",
+        *code.splitlines(),
+        "```",
+        ":::",
+        "",
+    ]
 
 
 def function_lines(node, text, module, owner="", depth=0):
@@ -123,7 +162,9 @@ def function_lines(node, text, module, owner="", depth=0):
     kinds = decorators(node)
     if inside and kinds & {"property", "functools.cached_property", "cached_property"}:
         result = [f":type: {ast.unparse(node.returns)}"] if node.returns else []
-        return object_lines("property", f"{owner}.{node.name}", "", module, docstring_lines(node), depth, result)
+        return object_lines(
+            "property", f"{owner}.{node.name}", "", module, docstring_lines(node), depth, result
+        )
     kind, options = ("method" if inside else "function"), []
     if "classmethod" in kinds:
         options = [":classmethod:"]
@@ -133,11 +174,21 @@ def function_lines(node, text, module, owner="", depth=0):
     if node.returns:
         signature += f" -> {ast.unparse(node.returns)}"
     body = docstring_lines(node) + ([] if inside else source_lines(node, text))
-    return object_lines(kind, f"{owner}.{node.name}" if inside else node.name, signature, module, body, depth, options)
+    return object_lines(
+        kind,
+        f"{owner}.{node.name}" if inside else node.name,
+        signature,
+        module,
+        body,
+        depth,
+        options,
+    )
 
 
 def class_lines(node, text, module):
-    fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")]
+    fields = [
+        n for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")
+    ]
     functions = [n for n in node.body if isinstance(n, ast.FunctionDef)]
     start = next((f for f in functions if f.name == "__init__"), None)
     if start:
@@ -168,10 +219,21 @@ def module_lines(path):
             lines += class_lines(node, text, module)
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            if isinstance(target, ast.Name) and not target.id.startswith("_") and node.value is not None:
+            if (
+                isinstance(target, ast.Name)
+                and not target.id.startswith("_")
+                and node.value is not None
+            ):
                 value = " ".join(ast.unparse(node.value).split())
-                lines += object_lines("data", target.id, "", module, [], 0,
-                                      [f":value: {value if len(value) < 120 else value[:117] + '...'}"])
+                lines += object_lines(
+                    "data",
+                    target.id,
+                    "",
+                    module,
+                    [],
+                    0,
+                    [f":value: {value if len(value) < 120 else value[:117] + '...'}"],
+                )
     return lines
 
 
@@ -181,13 +243,22 @@ class Chapter(SphinxRole):
     def run(self):
         match = re.fullmatch(r"(.+?)\s*<(.+)>", self.text, re.DOTALL)
         if not match:
-            message = self.inliner.reporter.error(f"chapter: expected `title <folder/name>`, got {self.text!r}", line=self.lineno)
+            message = self.inliner.reporter.error(
+                f"chapter: expected `title <folder/name>`, got {self.text!r}", line=self.lineno
+            )
             return [], [message]
         title, docname = match.group(1), f"book/{match.group(2)}"
         if docname not in self.env.found_docs:
             return [nodes.inline(title, f"{title} (planned)", classes=["planned"])], []
-        link = addnodes.pending_xref("", reftype="doc", refdomain="std", refexplicit=True, refwarn=True,
-                                     reftarget=f"/{docname}", refdoc=self.env.docname)
+        link = addnodes.pending_xref(
+            "",
+            reftype="doc",
+            refdomain="std",
+            refexplicit=True,
+            refwarn=True,
+            reftarget=f"/{docname}",
+            refdoc=self.env.docname,
+        )
         link += nodes.inline(title, title)
         return [link], []
 
@@ -201,7 +272,11 @@ class Animation(SphinxDirective):
 
     def run(self):
         static = PACKAGE.parent / "book" / "_static"
-        found = [static / f"{self.arguments[0]}{suffix}" for suffix in (".webp", ".gif") if (static / f"{self.arguments[0]}{suffix}").is_file()]
+        found = [
+            static / f"{self.arguments[0]}{suffix}"
+            for suffix in (".webp", ".gif")
+            if (static / f"{self.arguments[0]}{suffix}").is_file()
+        ]
         if not found:
             return []
         figure = nodes.figure(classes=["animation"])
@@ -234,8 +309,15 @@ def show_webp(render):
         if data.mime_type != "image/webp":
             return render(self, data)
         content = base64.b64decode(data.content)
-        uri = self.write_file([f"{hashlib.sha256(content).hexdigest()}.webp"], content, overwrite=False, exists_ok=True)
-        options = self.renderer.get_cell_level_config("render_image_options", data.cell_metadata, line=data.line)
+        uri = self.write_file(
+            [f"{hashlib.sha256(content).hexdigest()}.webp"],
+            content,
+            overwrite=False,
+            exists_ok=True,
+        )
+        options = self.renderer.get_cell_level_config(
+            "render_image_options", data.cell_metadata, line=data.line
+        )
         return [nodes.image(uri=uri, alt=options.get("alt", ""))]
 
     return render_mime_type
@@ -246,7 +328,9 @@ def set_theme_options(app, config):
 
 
 def setup(app):
-    app.add_config_value("comments_config", {}, "html")  # Jupyter Book sets it for an extension that this site leaves out
+    app.add_config_value(
+        "comments_config", {}, "html"
+    )  # Jupyter Book sets it for an extension that this site leaves out
     app.add_role("chapter", Chapter())
     app.add_directive("animation", Animation)
     app.add_directive("package-api", PackageApi)
