@@ -19,12 +19,18 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
         (dim/2)), i = 0 .. dim/2 - 1.
     Shapes: t (B,), whole or real, in steps; result (B, dim): cosines first, then sines.
     Returns: float32, on t's device.
-    Raises: ValueError if dim is odd or t is not one-dimensional.
+    Raises: ValueError if dim is odd or t is not one-dimensional; TypeError for half-precision times
+        (bfloat16 cannot tell 997 from 1000).
     """
     if dim % 2 or t.ndim != 1:
         raise ValueError(
             f"timestep_embedding needs an even dim and t of shape (B,), got dim = {dim}, t "
             f"{tuple(t.shape)}"
+        )
+    if t.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"t has dtype {t.dtype}, which cannot hold every time step; use int64, float32 or "
+            "float64"
         )
     i = torch.arange(dim // 2, dtype=torch.float32, device=t.device)
     angles = t.float()[:, None] * torch.exp(-math.log(max_period) * i / (dim // 2))
@@ -142,7 +148,7 @@ class UNet(nn.Module):
         len(multipliers); t () or (B,), in steps, on any device; y (B,) int64 in 0..classes, where
         index `classes` is the null label. Returns (B, channels, H, W), dtype of x.
     Raises: ValueError if the sizes, the shape of t or the labels do not fit, or labels are given to
-        a net without classes.
+        a net without classes; TypeError for half-precision t.
     """
 
     def __init__(
@@ -265,7 +271,8 @@ class UNet(nn.Module):
         t = torch.as_tensor(t)
         if t.shape not in ((), (B,)):
             raise ValueError(f"t has shape {tuple(t.shape)}, expected () or ({B},)")
-        emb = self.time_mlp(timestep_embedding(t.to(x.device).expand(B), self.emb_dim))
+        waves = timestep_embedding(t.to(x.device).expand(B), self.emb_dim)
+        emb = self.time_mlp(waves.to(self.time_mlp[0].weight.dtype))
         if self.label_embedding is None:
             if y is not None:
                 raise ValueError(
