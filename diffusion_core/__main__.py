@@ -19,7 +19,8 @@ recipes:
 A run writes RUNS/NAME/checkpoint.safetensors every few hundred steps, atomically. If it is
 stopped, in whatever way, the same command with --resume goes on from there and arrives at the
 same weights as an uninterrupted run. On several processes (the batch size stays the global one):
-accelerate launch -m diffusion_core train NAME
+accelerate launch -m diffusion_core train NAME, or on two CPU processes
+torchrun --nproc-per-node 2 -m diffusion_core train NAME --device cpu
 
 examples:
   python -m diffusion_core train digits --steps 200

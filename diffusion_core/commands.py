@@ -28,7 +28,7 @@ from diffusion_core.pretrained import (
 )
 from diffusion_core.recipes import RECIPES
 from diffusion_core.schedules import timesteps
-from diffusion_core.training import CHECKPOINT
+from diffusion_core.training import CHECKPOINT, elapsed
 from diffusion_core.training import train as train_net
 
 
@@ -67,6 +67,8 @@ def data_card(name: str, data: Images) -> dict[str, Any]:
 
 def train(arguments: argparse.Namespace) -> None:
     """`train RECIPE`."""
+    from accelerate import PartialState
+
     if arguments.recipe == "mnist_classifier":
         return _train_classifier(arguments)
     if arguments.recipe not in RECIPES:
@@ -89,7 +91,6 @@ def train(arguments: argparse.Namespace) -> None:
     net, schedule = recipe.build()
     folder = arguments.runs / arguments.recipe
     done = _steps_done(folder) if arguments.resume else 0
-    began = time.perf_counter()
     with tqdm(total=config.steps, initial=done, unit="step", desc=arguments.recipe) as bar:
 
         def on_step(step: int, loss: float) -> None:
@@ -107,7 +108,9 @@ def train(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             on_step=on_step,
         )
-    seconds = time.perf_counter() - began
+    if not PartialState().is_main_process:
+        return
+    seconds = elapsed(result.history, config)
     card = {
         "about": recipe.about,
         **provenance(_command("train", arguments.recipe, changes), arguments.device),
@@ -116,7 +119,7 @@ def train(arguments: argparse.Namespace) -> None:
         "config": dataclasses.asdict(config),
         "seed": config.seed,
         "steps": config.steps,
-        "images_per_s": round((config.steps - done) * config.batch_size / seconds, 1),
+        "images_per_s": round(config.steps * config.batch_size / seconds, 1),
         "seconds": round(seconds, 1),
         "resumed_at_step": done,
         "weights_are": f"moving average, decay {config.ema_decay}",

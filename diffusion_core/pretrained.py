@@ -19,6 +19,7 @@ from diffusion_core.training import read_safetensors, save_safely
 from diffusion_core.unet import UNet
 
 WEIGHTS = Path(__file__).parent / "weights"
+TABLES = Path(__file__).parent / "tables"
 _NETS = {"UNet": UNet, "Classifier": Classifier}
 
 
@@ -132,6 +133,18 @@ def save_net(
         },
     )
     return weights
+
+
+def load_table(name: str) -> dict[str, Any]:
+    """A table of measurements that ships with the package, with the command that made it.
+
+    Raises: FileNotFoundError naming what is there.
+    """
+    path = TABLES / f"{name}.json"
+    if not path.exists():
+        there = sorted(p.stem for p in TABLES.glob("*.json"))
+        raise FileNotFoundError(f"no table named {name!r} in {TABLES}; there are {there}")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def save_moments(name: str, found: dict[str, Moments], folder: str | Path | None = None) -> None:

@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -59,6 +60,7 @@ class TrainConfig:
                 "batch_size": self.batch_size >= 1,
                 "lr": 0 < self.lr < math.inf,
                 "warmup": self.warmup >= 0,
+                "betas": len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
                 "grad_clip": self.grad_clip > 0,
                 "ema_decay": 0 <= self.ema_decay < 1,
                 "label_dropout": 0 <= self.label_dropout <= 1,
@@ -98,7 +100,7 @@ class NanLoss(FloatingPointError):
 
 
 class EMA:
-    """Exponential moving average of a net's weights, warmed up.
+    """Exponential moving average of a net's weights, warmed up; buffers are copied.
 
     Equation: shadow <- d_k shadow + (1 - d_k) weights, with d_k = min(decay, (1 + k) / (10 + k)) at
         update k = 0, 1, ... The random start's share after n updates is prod_k d_k; without the
@@ -121,6 +123,8 @@ class EMA:
         """Move the average towards the net, after step k."""
         shadow, weights = list(self.net.parameters()), list(net.parameters())
         torch._foreach_lerp_(shadow, weights, 1 - self.decay_at(k))
+        for ours, theirs in zip(self.net.buffers(), net.buffers(), strict=True):
+            ours.copy_(theirs)
 
 
 def lr_at(k: int, config: TrainConfig) -> float:
@@ -182,71 +186,123 @@ def train(
     ema = EMA(net, config.ema_decay)
     optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, betas=config.betas)
     path = None if folder is None else Path(folder) / CHECKPOINT
-    start, history = 0, []
-    if path is not None and path.exists():
-        if not resume:
-            raise FileExistsError(
-                f"{path} holds a checkpoint; resume it (resume=True, --resume), or choose "
-                "another folder"
-            )
-        start, history = load_checkpoint(path, net, ema, optimizer, config)
+    start, history = _resumed(path, resume, net, ema, optimizer, config)
     model, optimizer = accelerator.prepare(net, optimizer)
-    pixels, labels = data.pixels.to(accelerator.device), data.labels.to(accelerator.device)
-    began, trained = time.perf_counter(), 0
+    data = Images(data.pixels.to(accelerator.device), data.labels.to(accelerator.device))
+    began = time.perf_counter() - elapsed(history, config)
     for k in range(start, config.steps):
         model.train()
-        batch = Batch(
-            *(a[rows] for a in draw_batch(k, config, len(pixels), pixels.shape[1:], schedule.T))
-        )
-        loss = _loss(model, pixels, labels, batch, schedule, net)
+        drawn = draw_batch(k, config, len(data.pixels), data.pixels.shape[1:], schedule.T)
+        with _dropout_seeded(k, rows, config, accelerator.device):
+            loss = _loss(model, net, data, Batch(*(a[rows] for a in drawn)), schedule)
         mean_loss = _mean_over_processes(loss, accelerator)
-        if not math.isfinite(mean_loss):
-            kept = (
-                f"; {path} still holds step {_step_of(path)}"
-                if path is not None and path.exists()
-                else ""
-            )
-            raise NanLoss(
-                f"the loss became {mean_loss} at step {k}{kept}. Try a lower lr, a smaller "
-                "grad_clip, or precision='fp32'"
-            )
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(k, config)
-        optimizer.step()
-        optimizer.zero_grad()
+        _stop_unless_finite(mean_loss, k, path)
+        _update(loss, k, model, optimizer, config, accelerator)
         ema.update(net, k)
-        trained += config.batch_size
-        done = k + 1
-        row: dict = {}
-        if done % config.log_every == 0 or done == config.steps:
-            row = {
-                "step": done,
-                "loss": round(mean_loss, 6),
-                "images_per_s": round(trained / (time.perf_counter() - began), 1),
-            }
-        if validation is not None and (done % config.validate_every == 0 or done == config.steps):
-            row |= {
-                "step": done,
-                "loss_by_t": [round(v, 6) for v in validation_loss(ema.net, validation, schedule)],
-            }
+        done, row = k + 1, {}
+        if _due(config.log_every, done, config):
+            row = _log_row(done, mean_loss, time.perf_counter() - began, config)
+        if validation is not None and _due(config.validate_every, done, config):
+            losses = validation_loss(ema.net, validation, schedule)
+            row |= {"step": done, "loss_by_t": [round(v, 6) for v in losses]}
         history += [row] if row else []
-        if (
-            path is not None
-            and accelerator.is_main_process
-            and (done % config.checkpoint_every == 0 or done == config.steps)
-        ):
-            save_checkpoint(path, done, net, ema, optimizer, config, history)
-        if on_step is not None and accelerator.is_main_process:
-            on_step(done, mean_loss)
+        if accelerator.is_main_process:
+            if path is not None and _due(config.checkpoint_every, done, config):
+                save_checkpoint(path, done, net, ema, optimizer, config, history)
+            if on_step is not None:
+                on_step(done, mean_loss)
     accelerator.wait_for_everyone()
+    net = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # without the autocast
     return TrainResult(net.eval(), ema.net, history)
 
 
-def _accelerator(precision: Precision, device: str | None):
-    from accelerate import Accelerator
+def elapsed(history: list[dict], config: TrainConfig) -> float:
+    """Seconds of training up to a run's last logged step, all its parts together.
 
+    Returns: 0 for an empty log; from the speed, where a log holds no seconds (format of 0.1.0's
+        first runs).
+    """
+    for row in reversed(history):
+        if "seconds" in row:
+            return row["seconds"]
+        if "images_per_s" in row:
+            return row["step"] * config.batch_size / row["images_per_s"]
+    return 0.0
+
+
+def _resumed(
+    path: Path | None,
+    resume: bool,
+    net: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+) -> tuple[int, list[dict]]:
+    """The steps done before, and their log: of the checkpoint if there is one, else none."""
+    if path is None or not path.exists():
+        return 0, []
+    if not resume:
+        raise FileExistsError(
+            f"{path} holds a checkpoint; resume it (resume=True, --resume), or choose "
+            "another folder"
+        )
+    return load_checkpoint(path, net, ema, optimizer, config)
+
+
+def _update(
+    loss: Tensor,
+    k: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    accelerator,
+) -> None:
+    """Step k of Adam: gradient, its norm clipped, the step's learning rate; then no gradient is
+    left."""
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
+    for group in optimizer.param_groups:
+        group["lr"] = lr_at(k, config)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _stop_unless_finite(mean_loss: float, k: int, path: Path | None) -> None:
+    if math.isfinite(mean_loss):
+        return
+    kept = ""
+    if path is not None and path.exists():
+        kept = f"; {path} still holds step {_step_of(path)}"
+    raise NanLoss(
+        f"the loss became {mean_loss} at step {k}{kept}. Try a lower lr, a smaller grad_clip, or "
+        "precision='fp32'"
+    )
+
+
+def _due(every: int, done: int, config: TrainConfig) -> bool:
+    return done % every == 0 or done == config.steps
+
+
+def _log_row(done: int, mean_loss: float, seconds: float, config: TrainConfig) -> dict:
+    return {
+        "step": done,
+        "loss": round(mean_loss, 6),
+        "images_per_s": round(done * config.batch_size / seconds, 1),
+        "seconds": round(seconds, 2),
+    }
+
+
+def _accelerator(precision: Precision, device: str | None):
+    """Accelerate's handle on devices and processes, chosen anew for each run.
+
+    Accelerate keeps one state for the whole program: without the reset, a second run could neither
+    change its precision nor its device.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        AcceleratorState._reset_state(reset_partial_state=True)
     if precision == "auto":
         precision = "bf16" if _has_bf16(device) else "fp32"
     return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=device == "cpu")
@@ -279,20 +335,24 @@ def _my_rows(batch_size: int, accelerator) -> slice:
 
 
 def _loss(
-    model: nn.Module,
-    pixels: Tensor,
-    labels: Tensor,
-    batch: Batch,
-    schedule: NoiseSchedule,
-    net: nn.Module,
+    model: nn.Module, net: nn.Module, data: Images, batch: Batch, schedule: NoiseSchedule
 ) -> Tensor:
-    x_0 = from_uint8(pixels[batch.index.to(pixels.device)])
-    y = None
+    """DDPM eq. 14 on one batch, with the labels that were not dropped; net says what its labels
+    are, model is net as Accelerate runs it."""
+    index = batch.index.to(data.pixels.device)
+    x_0, y = from_uint8(data.pixels[index]), None
     if getattr(net, "classes", None) is not None:
-        y = labels[batch.index.to(labels.device)].masked_fill(
-            batch.dropped.to(labels.device), net.null_label
-        )
+        y = data.labels[index].masked_fill(batch.dropped.to(index.device), net.null_label)
     return eps_loss(lambda x, t: model(x, t, y), x_0, batch.t, batch.eps.to(x_0), schedule).mean()
+
+
+@contextmanager
+def _dropout_seeded(k: int, rows: slice, config: TrainConfig, device: torch.device):
+    """Layers like dropout draw from torch's global generator: for step k it starts anew, so that a
+    resumed run draws the same; afterwards it is as before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed * 1_000_003 + k + rows.start)
+        yield
 
 
 def _mean_over_processes(loss: Tensor, accelerator) -> float:
@@ -399,7 +459,9 @@ def load_checkpoint(
         net.
     """
     tensors, meta = read_safetensors(path)
-    saved = json.loads(meta.get("config", "{}"))
+    if not {"step", "config", "history"} <= meta.keys():
+        raise ValueError(f"{path} is not a checkpoint of train(): it holds no step and no log")
+    saved = json.loads(meta["config"])
     ours = json.loads(json.dumps(dataclasses.asdict(config)))
     differs = [
         f"{key}: {saved.get(key)!r} there, {ours[key]!r} here"

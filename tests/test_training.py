@@ -1,0 +1,854 @@
+"""Training: one function of the step number, checked against a loop written by hand, against itself
+when interrupted and killed, and against two processes."""
+
+import copy
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from diffusion_core import training
+from diffusion_core.data import Images, from_uint8
+from diffusion_core.ddpm import q_sample
+from diffusion_core.schedules import NoiseSchedule, linear_betas
+from diffusion_core.training import (
+    CHECKPOINT,
+    EMA,
+    NanLoss,
+    TrainConfig,
+    draw_batch,
+    elapsed,
+    load_checkpoint,
+    lr_at,
+    read_safetensors,
+    save_checkpoint,
+    save_safely,
+    train,
+    validation_loss,
+)
+from diffusion_core.unet import UNet
+from tests.conftest import close
+
+ROOT = Path(__file__).resolve().parents[1]
+T = 20
+SCHEDULE = NoiseSchedule.from_betas(linear_betas(T, 1e-3, 0.3))
+
+
+class Tiny(nn.Module):
+    """A net of 40 weights that sees x, t and y; `dropout` makes its forward pass random."""
+
+    def __init__(self, classes=3, dropout=0.0):
+        super().__init__()
+        self.classes = classes
+        self.null_label = classes
+        self.mix = nn.Conv2d(1, 2, 3, padding=1)
+        self.out = nn.Conv2d(2, 1, 1)
+        self.label = nn.Embedding((classes or 0) + 1, 2)
+        self.time = nn.Linear(1, 2)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, t, y=None):
+        y = torch.full((len(x),), self.null_label or 0) if y is None else y
+        emb = self.label(y) + self.time(t.float()[:, None] / T)
+        return self.out(self.dropout(torch.tanh(self.mix(x) + emb[:, :, None, None])))
+
+
+def tiny(seed=0, **arguments):
+    torch.manual_seed(seed)
+    return Tiny(**arguments)
+
+
+def images(n=32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (n, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.arange(n) % 3)
+
+
+def config(**changes):
+    return TrainConfig(
+        **{
+            "steps": 12,
+            "batch_size": 8,
+            "lr": 0.05,
+            "warmup": 3,
+            "ema_decay": 0.7,
+            "label_dropout": 0.3,
+            "precision": "fp32",
+            "log_every": 1,
+            "validate_every": 4,
+            "checkpoint_every": 4,
+            **changes,
+        }
+    )
+
+
+def run(net=None, conf=None, **arguments):
+    return train(net or tiny(), images(), SCHEDULE, conf or config(), device="cpu", **arguments)
+
+
+def weights(net):
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def same(a, b):
+    """Bit for bit."""
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def losses(result):
+    return [row["loss"] for row in result.history if "loss" in row]
+
+
+# --- the step, written out by hand ---
+
+
+def by_hand(net, data, conf, steps):
+    """DDPM alg. 1 with Adam, clipping, learning rate and moving average written out, float64.
+
+    Returns: weights, moving averages, losses.
+    """
+    net = copy.deepcopy(net).double()
+    names = [name for name, _ in net.named_parameters()]
+    theta = dict(net.named_parameters())
+    m = {n: torch.zeros_like(p) for n, p in theta.items()}
+    v = {n: torch.zeros_like(p) for n, p in theta.items()}
+    shadow = {n: p.detach().clone() for n, p in theta.items()}
+    beta_1, beta_2 = conf.betas
+    trace = []
+    for k in range(steps):
+        g = torch.Generator().manual_seed(conf.seed * 1_000_003 + k)
+        index = torch.randint(0, len(data.pixels), (conf.batch_size,), generator=g)
+        t = torch.randint(1, T + 1, (conf.batch_size,), generator=g)
+        eps = torch.randn(conf.batch_size, *data.pixels.shape[1:], generator=g).double()
+        dropped = torch.rand(conf.batch_size, generator=g) < conf.label_dropout
+        x_0 = data.pixels[index].double() / 127.5 - 1
+        alpha_bar = torch.cumprod(1 - linear_betas(T, 1e-3, 0.3), 0)[t - 1][:, None, None, None]
+        x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+        y = torch.where(dropped, 3, data.labels[index])
+        emb = net.label(y) + net.time(t.double()[:, None] / T)
+        predicted = net.out(torch.tanh(net.mix(x_t) + emb[:, :, None, None]))
+        loss = ((predicted - eps) ** 2).mean()
+        grads = dict(zip(names, torch.autograd.grad(loss, list(theta.values())), strict=True))
+        norm = math.sqrt(sum((g**2).sum().item() for g in grads.values()))
+        scale = min(1.0, conf.grad_clip / (norm + 1e-6))
+        lr = conf.lr * min(1, (k + 1) / conf.warmup) * (1 + math.cos(math.pi * k / conf.steps)) / 2
+        decay = min(conf.ema_decay, (1 + k) / (10 + k))
+        with torch.no_grad():
+            for n, p in theta.items():
+                grad = scale * grads[n]
+                m[n] = beta_1 * m[n] + (1 - beta_1) * grad
+                v[n] = beta_2 * v[n] + (1 - beta_2) * grad**2
+                m_hat, v_hat = m[n] / (1 - beta_1 ** (k + 1)), v[n] / (1 - beta_2 ** (k + 1))
+                p -= lr * m_hat / (v_hat.sqrt() + 1e-8)
+                shadow[n] = decay * shadow[n] + (1 - decay) * p
+        trace.append(loss.item())
+    return {n: p.detach() for n, p in theta.items()}, shadow, trace
+
+
+@pytest.mark.parametrize("grad_clip", [0.05, 100.0])
+def test_train_is_the_loop_written_by_hand(grad_clip):
+    """Loss, Adam, clipping, learning rate, label dropout and moving average, all at once."""
+    conf = config(grad_clip=grad_clip, seed=3)
+    net = tiny()
+    theta, shadow, trace = by_hand(net, images(), conf, conf.steps)
+    result = run(net, conf)
+    assert losses(result) == pytest.approx(trace, rel=1e-4)
+    for name, value in result.net.named_parameters():
+        close(value, theta[name], 1e-4)
+    for name, value in result.ema.named_parameters():
+        close(value, shadow[name], 1e-4)
+    assert [row["step"] for row in result.history] == list(range(1, 13))
+
+
+def test_the_net_is_trained_in_place_and_the_average_is_another_net():
+    net = tiny()
+    before = weights(net)
+    result = run(net)
+    assert result.net is net
+    assert not result.net.training
+    assert not result.ema.training
+    assert not any(p.requires_grad for p in result.ema.parameters())
+    assert all(not torch.equal(before[n], p) for n, p in net.named_parameters())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_no_gradient_is_left_over_from_the_step_before():
+    """With the gradients of step 0 left in place, step 1 of the loop by hand would differ; here the
+    gradient that Adam sees is compared directly."""
+    seen = []
+    net = tiny()
+    net.register_full_backward_pre_hook(lambda *_: seen.append([p.grad for p in net.parameters()]))
+    run(net)
+    assert len(seen) == 12
+    assert all(grad is None or bool((grad == 0).all()) for grads in seen for grad in grads)
+
+
+def test_training_on_one_image_learns_its_noise():
+    """A single image is the one case with an exact answer: the noise can be read off x_t."""
+    data = Images(torch.full((1, 1, 8, 8), 200, dtype=torch.uint8), torch.zeros(1).long())
+    torch.manual_seed(0)
+    net = UNet(width=8, multipliers=(1,), attention=(False,), classes=1)
+    conf = config(steps=60, batch_size=16, lr=0.01, warmup=10, log_every=10)
+    result = train(net, data, SCHEDULE, conf, device="cpu")
+    assert losses(result)[-1] < 0.1
+
+
+# --- what a step draws ---
+
+
+def test_draw_batch_has_the_right_ranges_and_rates():
+    conf = config(batch_size=40_000, label_dropout=0.3)
+    batch = draw_batch(5, conf, 7, torch.Size((1, 1, 1)), T)
+    for drawn, low, high in ((batch.index, 0, 6), (batch.t, 1, T)):
+        assert (drawn.min().item(), drawn.max().item()) == (low, high)
+        counts = torch.bincount(drawn, minlength=high + 1)[low:].double()
+        expected = len(drawn) / len(counts)
+        assert ((counts - expected).abs() < 5 * expected**0.5).all(), "uniform"
+    assert batch.eps.shape == (40_000, 1, 1, 1)
+    assert batch.eps.mean().abs() < 4 / 200
+    assert (batch.eps.var() - 1).abs() < 4 * math.sqrt(2) / 200
+    rate = batch.dropped.double().mean()
+    assert (rate - 0.3).abs() < 4 * math.sqrt(0.21 / 40_000)
+
+
+@pytest.mark.parametrize(("p", "rate"), [(0.0, 0.0), (1.0, 1.0)])
+def test_label_dropout_never_and_always(p, rate):
+    batch = draw_batch(0, config(label_dropout=p, batch_size=500), 7, torch.Size((1,)), T)
+    assert batch.dropped.double().mean() == rate
+
+
+def test_draw_batch_depends_on_seed_and_step_alone():
+    def draw(k, seed):
+        return draw_batch(k, config(seed=seed), 1000, torch.Size((1, 4, 4)), 1000)
+
+    torch.manual_seed(1)
+    a = draw(7, 0)
+    torch.manual_seed(2)
+    same(a._asdict(), draw(7, 0)._asdict())
+    others = [draw(8, 0), draw(7, 1), draw(6, 0)]
+    assert not any(torch.equal(a.eps, other.eps) for other in others)
+    assert not any(torch.equal(a.index, other.index) for other in others)
+    drawn = {tuple(draw(k, seed).index.tolist()) for k in range(50) for seed in range(4)}
+    assert len(drawn) == 200, "no step repeats another one"
+
+
+def test_dropped_labels_become_the_null_label_and_others_do_not():
+    seen = []
+
+    class Spy(Tiny):
+        def forward(self, x, t, y=None):
+            seen.append(y.clone())
+            return super().forward(x, t, y)
+
+    torch.manual_seed(0)
+    conf = config()
+    train(Spy(), images(), SCHEDULE, conf, device="cpu")
+    for k, y in enumerate(seen):
+        batch = draw_batch(k, conf, 32, torch.Size((1, 4, 4)), T)
+        expected = images().labels[batch.index]
+        expected[batch.dropped] = 3
+        assert y.tolist() == expected.tolist()
+    assert 0 < sum(y.eq(3).sum().item() for y in seen) < 12 * 8
+
+
+def test_a_net_without_classes_gets_no_labels():
+    seen = []
+
+    class Spy(Tiny):
+        def forward(self, x, t, y=None):
+            seen.append(y)
+            return super().forward(x, t, y)
+
+    torch.manual_seed(0)
+    train(Spy(classes=None), images(), SCHEDULE, config(steps=2), device="cpu")
+    assert seen == [None, None]
+
+
+# --- learning rate ---
+
+
+def test_lr_at_by_its_formula():
+    conf = config(steps=10, lr=2.0, warmup=4)
+    half = [(1 + math.cos(math.pi * k / 10)) / 2 for k in range(10)]
+    warm = [0.25, 0.5, 0.75] + [1.0] * 7
+    expected = [2 * w * h for w, h in zip(warm, half, strict=True)]
+    assert [lr_at(k, conf) for k in range(10)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_lr_at_starts_above_0_and_ends_near_0():
+    conf = config(steps=1000, lr=1.0, warmup=0)
+    assert lr_at(0, conf) == 1.0
+    assert lr_at(500, conf) == pytest.approx(0.5)
+    assert 0 < lr_at(999, conf) < 1e-5
+    assert all(lr_at(k, conf) > lr_at(k + 1, conf) for k in range(999))
+
+
+# --- moving average ---
+
+
+def test_ema_is_its_formula_step_by_step():
+    net = nn.Linear(2, 1)
+    ema = EMA(net, 0.8)
+    shadow = net.weight.detach().clone().double()
+    for k in range(60):
+        with torch.no_grad():
+            net.weight += torch.tensor([[0.1, -0.3]]) * (k + 1)
+        ema.update(net, k)
+        decay = min(0.8, (1 + k) / (10 + k))
+        shadow = decay * shadow + (1 - decay) * net.weight.detach().double()
+        close(ema.net.weight, shadow, 1e-3 * (1 + shadow.abs().max().item()) * 1e-2)
+    assert ema.decay_at(0) == 0.1
+    assert ema.decay_at(34) == pytest.approx(35 / 44)
+    assert ema.decay_at(35) == 0.8
+
+
+def test_ema_forgets_its_start_as_fast_as_it_says():
+    """The start's share after n updates is the product of the decays: 0.905 after 1,000 at 0.9999
+    without the warm-up, of the order of 1e-25 with it."""
+    net = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        net.weight.fill_(1.0)
+    ema = EMA(net, 0.9999)
+    with torch.no_grad():
+        net.weight.fill_(0.0)
+    product = 1.0
+    for k in range(1000):
+        ema.update(net, k)
+        product *= (1 + k) / (10 + k)
+    assert ema.net.weight.item() == pytest.approx(product, rel=1e-9)
+    assert product < 1e-20
+    assert pytest.approx(0.905, abs=5e-4) == 0.9999**1000
+
+
+def test_ema_copies_buffers_and_leaves_the_net_alone():
+    net = nn.BatchNorm1d(2)
+    ema = EMA(net, 0.9)
+    net(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))
+    before = weights(net)
+    ema.update(net, 0)
+    same(before, weights(net))
+    close(ema.net.running_mean, net.running_mean, 0)
+    assert ema.net.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, 1.5])
+def test_ema_refuses_a_decay_outside_its_domain(decay):
+    with pytest.raises(ValueError, match=f"decay = {decay}"):
+        EMA(nn.Linear(1, 1), decay)
+
+
+# --- interrupted, killed, resumed ---
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step):
+    def on_step(done, loss):
+        if done == step:
+            raise Stop
+
+    return on_step
+
+
+@pytest.mark.parametrize("stop", [4, 6, 11])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, stop, dropout):
+    whole = run(tiny(dropout=dropout), folder=tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(tiny(dropout=dropout), folder=tmp_path / "cut", on_step=stop_at(stop))
+    torch.manual_seed(99)  # whatever has happened in between
+    other_start = tiny(seed=99, dropout=dropout)
+    steps = []
+    resumed = run(
+        other_start,
+        folder=tmp_path / "cut",
+        resume=True,
+        on_step=lambda done, loss: steps.append(done),
+    )
+    same(weights(whole.net), weights(resumed.net))
+    same(weights(whole.ema), weights(resumed.ema))
+    assert losses(whole) == losses(resumed)
+    assert steps == list(range(stop // 4 * 4 + 1, 13)), "at most checkpoint_every steps are lost"
+    a, _ = read_safetensors(tmp_path / "whole" / CHECKPOINT)
+    b, _ = read_safetensors(tmp_path / "cut" / CHECKPOINT)
+    same(a, b)
+
+
+def test_training_does_not_disturb_or_depend_on_the_global_generator():
+    torch.manual_seed(5)
+    a = run(tiny(dropout=0.5))
+    torch.manual_seed(6)
+    before = torch.get_rng_state()
+    net = copy.deepcopy(tiny(dropout=0.5))
+    torch.set_rng_state(before)
+    b = run(net)
+    same(weights(a.net), weights(b.net))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_resuming_a_finished_run_returns_it(tmp_path):
+    first = run(folder=tmp_path)
+    again = run(tiny(seed=4), folder=tmp_path, resume=True)
+    same(weights(first.net), weights(again.net))
+    same(weights(first.ema), weights(again.ema))
+    assert first.history == again.history
+
+
+def test_resume_without_a_checkpoint_starts_at_the_beginning(tmp_path):
+    same(weights(run(folder=tmp_path, resume=True).net), weights(run().net))
+
+
+def test_a_folder_with_a_checkpoint_is_not_overwritten(tmp_path):
+    run(folder=tmp_path)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(FileExistsError, match="--resume"):
+        run(folder=tmp_path)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+KILLED = """
+import sys, torch
+sys.path.insert(0, {root!r})
+torch.set_num_threads(1)
+from tests.test_training import config, run
+print("ready", flush=True)
+result = run(conf=config(steps={steps}, checkpoint_every=5), folder={folder!r}, resume=True,
+             on_step=lambda done, loss: print(done, flush=True))
+"""
+
+
+def start_run(folder, steps):
+    code = KILLED.format(root=str(ROOT), steps=steps, folder=str(folder))
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_killed_at_a_random_moment_it_loses_only_the_steps_since_the_last_checkpoint(tmp_path):
+    steps = 200
+    delay = int.from_bytes(os.urandom(2)) / 2**16 * 0.3
+    with start_run(tmp_path, steps) as process:
+        assert process.stdout.readline() == "ready\n"
+        seen = [int(process.stdout.readline()) for _ in range(12)]
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        seen += [int(line) for line in process.stdout if line.endswith("\n")]
+    assert process.returncode == -signal.SIGKILL
+    _, meta = read_safetensors(tmp_path / CHECKPOINT)  # whole, whenever the kill came
+    kept = int(meta["step"])
+    assert kept % 5 == 0
+    assert seen[-1] - 5 <= kept <= seen[-1] + 5, (kept, seen[-1], delay)
+    conf = config(steps=steps, checkpoint_every=5)
+    resumed = run(tiny(seed=9), conf, folder=tmp_path, resume=True)
+    same(weights(resumed.net), weights(run(conf=conf).net))
+
+
+def test_seconds_add_up_over_the_parts_of_a_run(tmp_path, monkeypatch):
+    clock = [100.0]
+
+    def tick():
+        clock[0] += 0.5
+        return clock[0]
+
+    monkeypatch.setattr(training.time, "perf_counter", tick)
+    with pytest.raises(Stop):
+        run(folder=tmp_path, on_step=stop_at(8))
+    clock[0] += 1000  # the pause does not count
+    result = run(folder=tmp_path, resume=True)
+    assert [row["seconds"] for row in result.history] == [0.5 * n for n in range(1, 13)]
+    assert result.history[-1]["images_per_s"] == 16.0
+    assert elapsed(result.history, config()) == 6.0
+
+
+def test_elapsed_of_logs_without_seconds():
+    assert elapsed([], config()) == 0
+    rows = [{"step": 10, "images_per_s": 20.0}, {"step": 12, "loss_by_t": [1.0]}]
+    assert elapsed(rows, config()) == 4.0
+    assert elapsed([{"step": 10, "images_per_s": 20.0, "seconds": 7.0}], config()) == 7.0
+
+
+# --- what can go wrong with files ---
+
+
+def test_a_nan_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    net = tiny()
+    calls = []
+
+    def poison(module, arguments, output):
+        calls.append(1)
+        return output * math.nan if len(calls) == 7 else output
+
+    net.out.register_forward_hook(poison)
+    with pytest.raises(NanLoss, match=r"became nan at step 6;.*still holds step 4") as error:
+        run(net, folder=tmp_path)
+    assert "lr" in str(error.value)
+    good = run(conf=config(), on_step=None)
+    resumed = run(tiny(seed=8), folder=tmp_path, resume=True)
+    same(weights(good.net), weights(resumed.net))
+
+
+def test_an_infinite_loss_stops_a_run_without_folder():
+    net = tiny()
+    with torch.no_grad():
+        net.out.weight.fill_(1e30)
+    with pytest.raises(NanLoss, match=r"became inf at step 0\. Try"):
+        run(net)
+
+
+def test_a_full_disk_is_reported_and_the_previous_checkpoint_stays(tmp_path, monkeypatch):
+    calls = []
+
+    def full(tensors, path, metadata):
+        calls.append(path)
+        Path(path).write_bytes(b"half a file")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(Stop):
+        run(folder=tmp_path, on_step=stop_at(4))
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    monkeypatch.setattr(training, "save_file", full)
+    with pytest.raises(OSError, match=r"No space left.*needs \d+ MiB.*previous file is kept"):
+        run(folder=tmp_path, resume=True)
+    assert len(calls) == 1
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT], "no half file is left"
+    monkeypatch.undo()
+    same(weights(run(folder=tmp_path, resume=True).net), weights(run().net))
+
+
+LIMITED = """
+import resource, signal, sys, torch
+sys.path.insert(0, {root!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from diffusion_core.training import save_safely
+save_safely({{"a": torch.zeros(1000)}}, {path!r}, {{}})
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    save_safely({{"a": torch.ones(1000)}}, {path!r}, {{}})
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no file size limits on this system")
+def test_a_file_that_the_system_refuses_to_grow(tmp_path):
+    """The real thing, without a full disk: the system stops the write at 2,000 bytes."""
+    path = tmp_path / "a.safetensors"
+    code = LIMITED.format(root=str(ROOT), path=str(path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "could not be written" in done.stdout
+    tensors, _ = read_safetensors(path)
+    assert (tensors["a"] == 0).all()
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_failing_rename_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_safely({"a": torch.zeros(3)}, path, {"n": "1"})
+
+    def fail(*_):
+        raise OSError("rename failed")
+
+    monkeypatch.setattr(training.os, "replace", fail)
+    with pytest.raises(OSError, match="rename failed"):
+        save_safely({"a": torch.ones(3)}, path, {"n": "2"})
+    tensors, meta = read_safetensors(path)
+    assert (tensors["a"] == 0).all()
+    assert meta == {"n": "1"}
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def state(net=None, conf=None):
+    net = net or tiny()
+    return net, EMA(net), torch.optim.Adam(net.parameters()), conf or config()
+
+
+def test_a_checkpoint_holds_everything(tmp_path):
+    path = tmp_path / CHECKPOINT
+    net, ema, optimizer, conf = state()
+    for _ in range(3):
+        net(torch.ones(2, 1, 4, 4), torch.tensor([1, 2])).square().sum().backward()
+        optimizer.step()
+    ema.update(net, 0)
+    save_checkpoint(path, 17, net, ema, optimizer, conf, [{"step": 17, "loss": 0.5}])
+    other, other_ema, other_optimizer, _ = state(tiny(seed=1))
+    step, history = load_checkpoint(path, other, other_ema, other_optimizer, conf)
+    assert (step, history) == (17, [{"step": 17, "loss": 0.5}])
+    same(weights(net), weights(other))
+    same(weights(ema.net), weights(other_ema.net))
+    ours, theirs = optimizer.state_dict()["state"], other_optimizer.state_dict()["state"]
+    assert ours.keys() == theirs.keys()
+    for i in ours:
+        same(ours[i], theirs[i])
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "pickle"])
+def test_a_damaged_checkpoint_is_refused_and_never_unpickled(tmp_path, damage):
+    run(folder=tmp_path)
+    path = tmp_path / CHECKPOINT
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "text":
+        path.write_text("not a checkpoint, but long enough to be one")
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        torch.save({"step": 3}, path)
+    with pytest.raises(ValueError, match="truncated or not a safetensors file"):
+        run(folder=tmp_path, resume=True)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path):
+    save_file({"a": torch.zeros(3)}, tmp_path / CHECKPOINT)
+    with pytest.raises(ValueError, match=r"is not a checkpoint of train\(\)"):
+        run(folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.01}, {"seed": 1}, {"steps": 13}, {"batch_size": 16}, {"betas": (0.8, 0.9)}]
+)
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, change):
+    run(folder=tmp_path)
+    name = next(iter(change))
+    with pytest.raises(ValueError, match=rf"another configuration .{name}: .*there.*here"):
+        run(conf=config(**change), folder=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_net_is_refused(tmp_path):
+    run(folder=tmp_path)
+    with pytest.raises(ValueError, match="belongs to another net"):
+        run(tiny(classes=5), folder=tmp_path, resume=True)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors does not exist"):
+        read_safetensors(tmp_path / "nothing.safetensors")
+
+
+# --- validation ---
+
+
+class Half(nn.Module):
+    """Predicts half of x_t, plus a term in y: its loss is known in closed form."""
+
+    classes = 3
+    null_label = 3
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x, t, y=None):
+        return self.weight * x + (y.float() / 10)[:, None, None, None]
+
+
+@pytest.mark.parametrize(("buckets", "draws"), [(10, 2), (5, 4), (2, 10), (4, 1)])
+def test_validation_loss_by_hand(buckets, draws):
+    data = images(16)
+    got = validation_loss(Half(), data, SCHEDULE, buckets, draws)
+    generator = torch.Generator().manual_seed(20200619)
+    x_0 = from_uint8(data.pixels)
+    eps = torch.randn(x_0.shape, generator=generator)
+    width = T / buckets
+    for b in range(buckets):
+        times = [math.ceil(b * width + (d + 0.5) * width / draws) for d in range(draws)]
+        assert all(b * width < t <= (b + 1) * width for t in times)
+        expected = []
+        for t in times:
+            x_t = q_sample(x_0, t, eps, SCHEDULE)
+            residual = 0.5 * x_t + (data.labels / 10)[:, None, None, None] - eps
+            expected.append((residual**2).mean())
+        assert got[b] == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+
+
+def test_validation_sees_every_t_when_there_are_enough_draws():
+    seen = []
+
+    class Spy(Half):
+        def forward(self, x, t, y=None):
+            seen.extend(t.unique().tolist())
+            return super().forward(x, t, y)
+
+    validation_loss(Spy(), images(4), SCHEDULE, buckets=10, draws=2)
+    assert seen == list(range(1, T + 1))
+
+
+def test_validation_is_of_the_average_at_the_steps_asked_for():
+    conf = config(steps=10)
+    result = run(conf=conf, validation=images(8, seed=1))
+    rows = {row["step"]: row["loss_by_t"] for row in result.history if "loss_by_t" in row}
+    assert list(rows) == [4, 8, 10]
+    expected = validation_loss(result.ema, images(8, seed=1), SCHEDULE)
+    assert rows[10] == pytest.approx(expected, abs=1e-6)
+    assert len(rows[4]) == 10
+
+
+def test_the_log_has_the_steps_asked_for():
+    result = run(conf=config(steps=10, log_every=4))
+    assert [row["step"] for row in result.history] == [4, 8, 10]
+    json.dumps(result.history)
+
+
+# --- configuration, devices, processes ---
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 0),
+        ("lr", 0.0),
+        ("lr", -1e-3),
+        ("lr", math.inf),
+        ("lr", math.nan),
+        ("warmup", -1),
+        ("betas", (0.9, 1.0)),
+        ("betas", (-0.1, 0.9)),
+        ("grad_clip", 0.0),
+        ("ema_decay", 1.0),
+        ("ema_decay", -0.1),
+        ("label_dropout", -0.1),
+        ("label_dropout", 1.1),
+        ("precision", "fp16"),
+        ("log_every", 0),
+        ("validate_every", 0),
+        ("checkpoint_every", 0),
+    ],
+)
+def test_a_configuration_out_of_range_is_named(field, value):
+    with pytest.raises(ValueError, match=f"{field} = .*out of range"):
+        TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 1),
+        ("batch_size", 1),
+        ("warmup", 0),
+        ("ema_decay", 0.0),
+        ("label_dropout", 0.0),
+        ("label_dropout", 1.0),
+        ("betas", (0.0, 0.0)),
+        ("log_every", 1),
+        ("validate_every", 1),
+        ("checkpoint_every", 1),
+        ("precision", "bf16"),
+    ],
+)
+def test_the_edges_of_the_configuration_are_allowed(field, value):
+    assert getattr(TrainConfig(**{field: value}), field) == value
+
+
+def test_bf16_after_fp32_in_one_program_and_back():
+    """Accelerate keeps a state for the whole program; each run chooses its precision anew."""
+    full = run()
+    dtypes = []
+
+    class Spy(Tiny):
+        def forward(self, x, t, y=None):
+            inner = self.mix(x)
+            dtypes.append(inner.dtype)
+            return super().forward(x, t, y)
+
+    torch.manual_seed(0)
+    half = train(Spy(), images(), SCHEDULE, config(precision="bf16"), device="cpu")
+    assert set(dtypes) == {torch.bfloat16}
+    assert losses(half) == pytest.approx(losses(full), rel=0.05)
+    assert losses(half) != losses(full)
+    assert all(p.dtype == torch.float32 for p in half.net.parameters())
+    half.net(torch.zeros(1, 1, 4, 4), torch.tensor([1]))
+    assert dtypes[-1] == torch.float32, "the autocast ends with the training"
+    same(weights(run().net), weights(full.net))
+
+
+TWO = """
+import json, sys, torch
+sys.path.insert(0, {root!r})
+torch.set_num_threads(1)
+from tests.test_training import config, run, tiny
+net, sizes = tiny(), []
+net.register_forward_pre_hook(lambda net, arguments: sizes.append(len(arguments[0])))
+result = run(net, config(steps=30, log_every=1), folder={folder!r})
+if torch.distributed.get_rank() == 0:
+    torch.save({{"sizes": sizes, "losses": [r["loss"] for r in result.history],
+                 "net": result.net.state_dict(), "ema": result.ema.state_dict()}}, {out!r})
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_follow_the_path_of_one(tmp_path):
+    """Two CPU processes (gloo), started as `accelerate launch` starts GPUs: the same global batch,
+    the same losses, one checkpoint that one process can resume."""
+    script, out = tmp_path / "two.py", tmp_path / "out.pt"
+    script.write_text(
+        TWO.format(root=str(ROOT), folder=str(tmp_path / "run"), out=str(out)), encoding="utf8"
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", str(script)),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = torch.load(out, weights_only=True)
+    assert two["sizes"] == [4] * 30, "each process sees its half of the batch of 8"
+    one = run(conf=config(steps=30, log_every=1))
+    gap = max(abs(a - b) for a, b in zip(losses(one), two["losses"], strict=True))
+    print(f"largest difference of the loss over 30 steps, 2 processes against 1: {gap:.2e}")
+    assert gap <= 1e-5
+    for name, value in one.ema.state_dict().items():
+        close(two["ema"][name], value, 1e-4)
+    resumed = run(tiny(seed=5), config(steps=30, log_every=1), folder=tmp_path / "run", resume=True)
+    close(resumed.net.mix.weight, one.net.mix.weight, 1e-4)
+
+
+def test_a_batch_that_does_not_split_is_refused():
+    class Three:
+        num_processes, process_index = 3, 0
+
+    with pytest.raises(ValueError, match="batch_size = 8 does not split evenly over 3 processes"):
+        training._my_rows(8, Three())
+
+
+def test_every_row_belongs_to_one_process():
+    class Process:
+        num_processes = 4
+
+        def __init__(self, index):
+            self.process_index = index
+
+    rows = [list(range(12))[training._my_rows(12, Process(i))] for i in range(4)]
+    assert rows == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+
+
+def test_on_step_sees_every_step_and_its_loss():
+    seen = []
+    result = run(on_step=lambda done, loss: seen.append((done, round(loss, 6))))
+    assert seen == [(row["step"], row["loss"]) for row in result.history]
+
+
+def test_bf16_is_asked_for_only_where_there_are_units_for_it(monkeypatch):
+    monkeypatch.setattr(training, "_has_bf16", lambda device: True)
+    assert training._accelerator("auto", "cpu").mixed_precision == "bf16"
+    assert training._accelerator("fp32", "cpu").mixed_precision == "no"
+    monkeypatch.setattr(training, "_has_bf16", lambda device: False)
+    assert training._accelerator("auto", "cpu").mixed_precision == "no"
+    assert training._accelerator("bf16", "cpu").mixed_precision == "bf16"
