@@ -21,7 +21,7 @@ class Recipe:
     net: dict[str, Any]
     schedule: str
     config: TrainConfig
-    validation_images: int = 512
+    validation_images: int = 256
     licence: str = field(default="MIT")
 
     def build(self) -> tuple[UNet, NoiseSchedule]:

@@ -27,6 +27,7 @@ from diffusion_core.schedules import NoiseSchedule
 
 Precision = Literal["auto", "bf16", "fp32"]
 CHECKPOINT = "checkpoint.safetensors"
+_CHUNK = 128  # images that validation sends through the net at a time
 
 
 @dataclass(frozen=True)
@@ -361,7 +362,7 @@ def _mean_over_processes(loss: Tensor, accelerator) -> float:
 
 @torch.no_grad()
 def validation_loss(
-    net: nn.Module, data: Images, schedule: NoiseSchedule, buckets: int = 10, draws: int = 4
+    net: nn.Module, data: Images, schedule: NoiseSchedule, buckets: int = 10, draws: int = 1
 ) -> list[float]:
     """The loss in each bucket of t, unconditional of any label drop: true labels, fixed images,
     fixed t, fixed noise.
@@ -376,15 +377,25 @@ def validation_loss(
     generator = torch.Generator().manual_seed(20200619)
     x_0, y = from_uint8(data.pixels).to(device), data.labels.to(device)
     eps = torch.randn(x_0.shape, generator=generator).to(device)
-    model = (lambda x, t: net(x, t, y)) if getattr(net, "classes", None) is not None else net
+    has_labels = getattr(net, "classes", None) is not None
     width = schedule.T / buckets
     means = []
     for b in range(buckets):
         times = [math.ceil((b + (d + 0.5) / draws) * width) for d in range(draws)]
         losses = [
-            eps_loss(model, x_0, torch.full((len(x_0),), t), eps, schedule).mean() for t in times
+            eps_loss(
+                (lambda x, t, y=labels: net(x, t, y)) if has_labels else net,
+                images,
+                torch.full((len(images),), t),
+                noise,
+                schedule,
+            )
+            for t in times
+            for images, labels, noise in zip(
+                x_0.split(_CHUNK), y.split(_CHUNK), eps.split(_CHUNK), strict=True
+            )
         ]
-        means.append(torch.stack(losses).mean().item())
+        means.append(torch.cat(losses).mean().item())
     return means
 
 

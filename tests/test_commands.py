@@ -1,0 +1,179 @@
+"""The command line: what it writes, what it says, and how it fails."""
+
+import argparse
+import json
+
+import pytest
+import torch
+
+from diffusion_core import commands
+from diffusion_core.__main__ import build_parser, main
+from diffusion_core.commands import generate, parse_labels
+from diffusion_core.pretrained import Pretrained, load_pretrained, save_net
+from diffusion_core.recipes import RECIPES, make_schedule
+from diffusion_core.unet import UNet
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a few steps on the digits."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert main(["train", "digits", "--steps", "6", "--batch-size", "8", "--runs", str(folder), "--device", "cpu"]) == 0
+    return folder
+
+
+def test_train_writes_weights_and_a_card_that_says_everything(run, capsys):
+    model = load_pretrained("digits", run / "digits")
+    card = model.card
+    assert card["command"] == "python -m diffusion_core train digits --steps 6 --batch-size 8"
+    assert card["steps"] == 6
+    assert card["config"]["batch_size"] == 8
+    assert card["data"]["name"] == "digits"
+    assert card["data"]["images"] == 1497
+    assert len(card["data"]["sha256"]) == 64
+    assert card["history"][-1]["step"] == 6
+    assert len(card["history"][-1]["loss_by_t"]) == 10
+    for key in ("seed", "hardware", "torch", "seconds", "images_per_s", "licence", "date"):
+        assert card[key] not in (None, "")
+
+
+def test_train_does_not_overwrite_a_run(run, capsys):
+    arguments = ["train", "digits", "--steps", "6", "--batch-size", "8", "--runs", str(run), "--device", "cpu"]
+    assert main(arguments) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    assert "weights and card:" in capsys.readouterr().out.strip().split("\n")[-1]
+
+
+def test_sample_saves_a_grid_and_says_where(run, tmp_path, capsys):
+    from PIL import Image
+
+    out = tmp_path / "new" / "grid.png"
+    arguments = ["sample", "digits", "--weights", str(run / "digits"), "--steps", "3", "--out", str(out)]
+    assert main([*arguments, "--labels", "0-2,7", "--each", "2"]) == 0
+    assert capsys.readouterr().out.strip() == f"8 images: {out}"
+    with Image.open(out) as image:
+        assert image.size == (4 * 8 * 4, 2 * 8 * 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "imagenet"], "no recipe named 'imagenet'"),
+        (["train", "digits", "--steps", "0"], "steps = 0 is out of range"),
+        (["sample", "nothing"], "no weights named 'nothing'"),
+        (["sample", "mnist", "--labels", "0-12"], "knows the labels 0-9"),
+        (["sample", "mnist", "--labels", "x"], "cannot be read; write 0-9"),
+        (["sample", "mnist", "--steps", "1001"], "S = 1001 steps"),
+        (["evaluate", "nothing"], "no weights named 'nothing'"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_missing_data_says_where_it_was_looked_for(tmp_path, monkeypatch, capsys):
+    import torchvision
+
+    def offline(*arguments, download=False, **named):
+        raise RuntimeError("no network" if download else "not found")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", offline)
+    assert main(["train", "mnist", "--data", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path) in said
+    assert "DIFFUSION_DATA" in said
+
+
+def test_help_names_every_recipe(capsys):
+    with pytest.raises(SystemExit) as stop:
+        build_parser().parse_args(["train", "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for name in (*RECIPES, "mnist_classifier", "--resume", "accelerate launch"):
+        assert name in said
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [("0-3", [0, 1, 2, 3]), ("3,1,4", [3, 1, 4]), ("0-1,9", [0, 1, 9]), ("5", [5])],
+)
+def test_labels(text, labels):
+    assert parse_labels(text, 10).tolist() == labels
+
+
+def test_no_labels():
+    assert parse_labels("none", None) is None
+    assert parse_labels("none", 10) is None
+    for text in ("0-10", "-1", ""):
+        with pytest.raises(ValueError, match="--labels"):
+            parse_labels(text, 10)
+    with pytest.raises(ValueError, match="has no labels: use none"):
+        parse_labels("1", None)
+
+
+def _tiny(classes=3):
+    torch.manual_seed(0)
+    net = UNet(width=8, multipliers=(1,), attention=(False,), classes=classes).eval()
+    torch.nn.init.normal_(net.conv_out.weight, std=0.1)
+    return Pretrained(net, make_schedule("linear"), {"data": {"name": "digits"}})
+
+
+def test_an_image_does_not_depend_on_the_batch_it_is_drawn_in():
+    model, y = _tiny(), torch.tensor([0, 1, 2, 0, 1])
+    together = generate(model, y, 5, 4, 0, "cpu")
+    apart = generate(model, y, 5, 4, 0, "cpu", batch_size=2)
+    assert together.shape == (5, 1, 8, 8)
+    assert (together - apart).abs().max() < 1e-5
+    assert not torch.equal(together, generate(model, y, 5, 4, 1, "cpu"))
+    assert not torch.equal(together[0], together[3])
+    with pytest.raises(ValueError, match="5 labels for n = 4"):
+        generate(model, y, 4, 4, 0, "cpu")
+
+
+def test_evaluate_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+    """Two seeds in two calls give the file that one call gives, and the first seed is not computed again."""
+    from diffusion_core.classifier import Classifier
+    from diffusion_core.metrics import Moments
+
+    torch.manual_seed(0)
+    model = _tiny(classes=10)
+    save_net(model.net, "tiny", {"schedule": "linear", "data": {"name": "digits"}}, tmp_path)
+    judge = Classifier(width=8).eval()
+    fake = (judge, {"test": Moments(torch.zeros(64), torch.eye(64), 2)}, {"sha256": "0"})
+    monkeypatch.setattr(commands, "load_classifier", lambda: fake)
+    calls = []
+    evaluate_seed = commands._evaluate_seed
+    monkeypatch.setattr(commands, "_evaluate_seed", lambda *a: calls.append(a[4]) or evaluate_seed(*a))
+
+    def call(seeds, out):
+        arguments = ["evaluate", "tiny", "--weights", str(tmp_path), "--samples", "30", "--steps", "2"]
+        assert main([*arguments, "--seeds", str(seeds), "--out", str(out)]) == 0
+        return json.loads(out.read_text())
+
+    first = call(1, tmp_path / "a.json")
+    second = call(2, tmp_path / "a.json")
+    whole = call(2, tmp_path / "b.json")
+    assert calls == [0, 1, 0, 1]
+    for row, same in zip(second["seeds"], whole["seeds"], strict=True):
+        assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in same.items() if k != "seconds"}
+    assert first["seeds"][0] == second["seeds"][0]
+    assert second["summary"]["frechet"]["n"] == 2
+    assert second["summary"]["frechet"]["mean"] > second["summary"]["frechet_floor"]["mean"] > 0
+    assert second["settings"]["samples"] == 30
+    assert "frechet" in capsys.readouterr().out
+
+
+def test_recipes_build():
+    for recipe in RECIPES.values():
+        net, schedule = recipe.build()
+        assert schedule.T == 1000
+        assert net.classes == 10
+    with pytest.raises(ValueError, match="schedule = 'sigmoid' is unknown"):
+        make_schedule("sigmoid")
+    assert isinstance(build_parser(), argparse.ArgumentParser)
