@@ -120,8 +120,8 @@ def animate(
     milliseconds: int = 60,
     hold: int = 1500,
 ) -> Any:
-    """An animation of grids of images, as something a notebook shows: an animated WebP, which loops
-    and needs no script.
+    """An animation of grids of images, as something a notebook shows: a GIF, which loops and
+    needs no script.
 
     Shapes: frames, a list of (B, C, H, W) in [-1, 1]; the last one is held for `hold` milliseconds.
     Returns: an IPython Image (its .data are the bytes of the file).
@@ -140,15 +140,13 @@ def animate(
     file = io.BytesIO()
     pictures[0].save(
         file,
-        "WEBP",
+        "GIF",
         save_all=True,
         append_images=pictures[1:],
         duration=durations,
         loop=0,
-        quality=60,
-        method=4,
     )
-    return Image(data=file.getvalue(), format="webp")
+    return Image(data=file.getvalue(), format="gif")
 
 
 def _grid(x: Tensor, columns: int, gap: int = 1):

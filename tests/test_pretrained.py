@@ -57,8 +57,8 @@ def test_a_truncated_or_tampered_file_is_refused(stored, damage):
         load_pretrained("tiny", stored[1])
 
 
-def test_a_foreign_file_is_refused_and_never_unpickled(stored, tmp_path):
-    net, folder = stored
+def test_a_foreign_file_is_refused_and_never_unpickled(stored):
+    folder = stored[1]
     path = folder / "tiny.safetensors"
     torch.save({"x": _Bomb()}, path)
     card = json.loads((folder / "tiny.json").read_text())

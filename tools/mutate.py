@@ -125,7 +125,7 @@ def store(result):
     temporary.replace(RESULT)
 
 
-def test_module(module, result):
+def try_module(module, result):
     """Run every mutant of one module that has no stored verdict yet."""
     entry = result["modules"].get(module, {})
     if entry.get("fingerprint") != fingerprint(module):
@@ -160,7 +160,7 @@ def summarize(module, entry):
     )
 
 
-def test_equations(result, enough=1):
+def try_equations(result, enough=1):
     """Run the chapters' slices against mutants until every equation has been failed `enough` times."""
     slices = {layout.chapter_name(p): equation_slice(p) for p in layout.chapters()}
     slices = {name: s for name, s in slices.items() if s.equations}
@@ -226,7 +226,7 @@ def main():
     wanted = arguments.modules or [*TESTS, "equations"]
     result = load()
     for module in wanted:
-        test_equations(result) if module == "equations" else test_module(module, result)
+        try_equations(result) if module == "equations" else try_module(module, result)
     left = [name for entry in result["modules"].values() for name in entry.get("survivors", [])]
     total = sum(entry.get("mutants", 0) for entry in result["modules"].values())
     print(f"in all: {total - len(left)} of {total} caught. Table: {RESULT.relative_to(layout.ROOT)}")

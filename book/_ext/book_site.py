@@ -22,8 +22,6 @@ treats docstrings as plain text, so that `x_t` and `(B, *)` stand there as they 
 from __future__ import annotations
 
 import ast
-import base64
-import hashlib
 import re
 import textwrap
 from pathlib import Path
@@ -31,7 +29,6 @@ from pathlib import Path
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
-from myst_nb.core.render import NbElementRenderer
 from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
@@ -302,27 +299,6 @@ class PackageApi(SphinxDirective):
         return container.children
 
 
-def show_webp(render):
-    """MyST-NB shows png, jpeg, gif and svg; this adds the animated webp."""
-
-    def render_mime_type(self, data):
-        if data.mime_type != "image/webp":
-            return render(self, data)
-        content = base64.b64decode(data.content)
-        uri = self.write_file(
-            [f"{hashlib.sha256(content).hexdigest()}.webp"],
-            content,
-            overwrite=False,
-            exists_ok=True,
-        )
-        options = self.renderer.get_cell_level_config(
-            "render_image_options", data.cell_metadata, line=data.line
-        )
-        return [nodes.image(uri=uri, alt=options.get("alt", ""))]
-
-    return render_mime_type
-
-
 def set_theme_options(app, config):
     config.html_theme_options.update(THEME)
 
@@ -334,6 +310,5 @@ def setup(app):
     app.add_role("chapter", Chapter())
     app.add_directive("animation", Animation)
     app.add_directive("package-api", PackageApi)
-    NbElementRenderer.render_mime_type = show_webp(NbElementRenderer.render_mime_type)
     app.connect("config-inited", set_theme_options, priority=1)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

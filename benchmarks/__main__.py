@@ -1,0 +1,289 @@
+"""Our code beside lucidrains' and diffusers', interleaved in one run: `python -m benchmarks` (`make bench`).
+
+Three tables, written to book/_data/benchmarks.json with their provenance; finished rows are kept, a stopped run goes on.
+  overhead  one net, three libraries around it: what the library costs besides the net (aim: ratio >= 1.0)
+  recipes   each library with the net its own documentation builds: multiply-adds, peak memory, time of a step
+  budget    Fréchet distance after equal seconds of training, sampled alike (needs MNIST: --data or DIFFUSION_DATA)
+A ratio is the other's time over ours: above 1, ours is faster. Each is a median over rounds with the middle half of the rounds
+beside it; in every round each contender runs once, in an order drawn anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import rivals
+from benchmarks.rivals import Contender
+from diffusion_core.classifier import classify
+from diffusion_core.commands import provenance
+from diffusion_core.data import from_uint8, load_images
+from diffusion_core.ddpm import clip_x0, ddpm_sample, last
+from diffusion_core.metrics import frechet_distance, moments
+from diffusion_core.pretrained import load_classifier, write_json
+from diffusion_core.schedules import timesteps
+from diffusion_core.training import EMA
+
+FILE = Path(__file__).resolve().parents[1] / "book" / "_data" / "benchmarks.json"
+
+
+def multiply_adds(net: nn.Module, eps_model, device: str) -> int:
+    """Multiply-adds of one forward pass of one image."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.zeros(1, 1, rivals.SIZE, rivals.SIZE, device=device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        eps_model(x, torch.ones(1, dtype=torch.long, device=device))
+    return counter.get_total_flops() // 2
+
+
+class Trainer:
+    """One contender's training step: loss, backward, clipping at norm 1, Adam, under bf16 autocast if asked."""
+
+    def __init__(self, contender: Contender, device: str, bf16: bool) -> None:
+        self.contender, self.device, self.bf16 = contender, device, bf16
+        contender.net.to(device).train()
+        self.parameters = list(contender.net.parameters())
+        self.optimizer = torch.optim.Adam(self.parameters, **contender.adam)
+
+    def step(self, x_0: Tensor) -> Tensor:
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            loss = self.contender.loss(x_0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+
+def seconds_of(function, device: str) -> float:
+    """Wall time of one call, the device's queue emptied before and after."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def interleaved(calls: dict, rounds: int, device: str, repeat: int) -> dict:
+    """{name: [seconds a call, one a round]}; two rounds of warm-up are not counted."""
+    times = {name: [] for name in calls}
+    order = list(calls)
+    for i in range(rounds + 2):
+        random.Random(i).shuffle(order)
+        for name in order:
+            seconds = seconds_of(lambda f=calls[name]: [f() for _ in range(repeat)], device) / repeat
+            if i >= 2:
+                times[name].append(seconds)
+    return times
+
+
+def spread(values: list[float]) -> dict:
+    """Median and the middle half."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"median": middle, "low": low, "high": high, "n": len(values)}
+
+
+def compare(contenders: list[Contender], arguments: argparse.Namespace) -> list[dict]:
+    """Rows of table (a) or (b): milliseconds of a training and of a sampling step, and their ratios to ours, round by round."""
+    device, bf16 = arguments.device, arguments.precision == "bf16"
+    trainers = {c.name: Trainer(c, device, bf16) for c in contenders}
+    x = torch.randn(arguments.batch_size, 1, rivals.SIZE, rivals.SIZE, device=device).clamp(-1, 1)
+
+    def sampling(c: Contender):
+        @torch.no_grad()
+        def call() -> None:
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                c.sample_step(x, 500)
+
+        return call
+
+    train = interleaved({n: (lambda t=t: t.step(x)) for n, t in trainers.items()}, arguments.rounds, device, arguments.repeat)
+    peak = {n: peak_memory(lambda t=t: t.step(x), device) for n, t in trainers.items()}
+    sample = interleaved({c.name: sampling(c) for c in contenders}, arguments.rounds, device, arguments.repeat)
+    rows = []
+    for c in contenders:
+        rows.append(
+            {
+                "name": c.name,
+                "parameters": sum(p.numel() for p in c.net.parameters()),
+                "multiply_adds": multiply_adds(c.net, c.eps_model, device),
+                "precision": arguments.precision,
+                "batch_size": arguments.batch_size,
+                "peak_memory_mib": peak[c.name],
+                "train_ms": spread([1e3 * v for v in train[c.name]]),
+                "sample_ms": spread([1e3 * v for v in sample[c.name]]),
+                "train_ratio": spread([b / a for a, b in zip(train["ours"], train[c.name], strict=True)]),
+                "sample_ratio": spread([b / a for a, b in zip(sample["ours"], sample[c.name], strict=True)]),
+            }
+        )
+    return rows
+
+
+def peak_memory(step, device: str) -> float | None:
+    """Peak GPU memory of one training step in MiB; not measured on a CPU."""
+    if device != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+
+
+def padded(pixels: Tensor) -> Tensor:
+    """28 x 28 to 32 x 32, with background around."""
+    return torch.nn.functional.pad(pixels, (2, 2, 2, 2))
+
+
+def budget_rows(arguments: argparse.Namespace, rows: list[dict], store) -> None:
+    """Table (c): train each contender for the longest budget on a clock that stops while it is measured; at each budget, the
+    Fréchet distance of samples of its moving average. The same batch size, precision and sampler for all."""
+    data, test = load_images("mnist", "train", arguments.data), load_images("mnist", "test", arguments.data)
+    classifier, _, _ = load_classifier()
+    classifier = classifier.to(arguments.device)
+    reference = moments(classify(classifier, test.x)[1])
+    schedule = rivals.schedule_of_all()
+    pixels = padded(data.pixels).to(arguments.device)
+    for seed in range(arguments.seeds):
+        for c in rivals.recipes():
+            if all(any(r["name"] == c.name and r["seed"] == seed and r["seconds"] == b for r in rows) for b in arguments.budgets):
+                continue
+            rows[:] = [r for r in rows if not (r["name"] == c.name and r["seed"] == seed)]
+            torch.manual_seed(seed)
+            trainer = Trainer(c, arguments.device, arguments.precision == "bf16")
+            ema = EMA(c.net, 0.999)
+            spent, k = 0.0, 0
+            for budget in arguments.budgets:
+                while spent < budget:
+                    spent += seconds_of(lambda: one_step(trainer, ema, pixels, arguments, k), arguments.device)  # noqa: B023
+                    k += 1
+                x = samples_of(c, ema.net, schedule, arguments, seed)
+                _, features = classify(classifier, x)
+                value = frechet_distance(moments(features), reference)
+                rows.append(
+                    {"name": c.name, "seed": seed, "seconds": budget, "steps": k, "frechet": value, "n": arguments.samples}
+                )
+                print(f"budget: {c.name}, seed {seed}, {budget} s ({k} steps): Fréchet distance {value:.2f}", flush=True)
+                store()
+    if not any(r["name"] == "train images" for r in rows):
+        chosen = torch.randperm(len(data.pixels), generator=torch.Generator().manual_seed(0))[: arguments.samples]
+        floor = frechet_distance(moments(classify(classifier, from_uint8(data.pixels[chosen]))[1]), reference)
+        rows.append({"name": "train images", "seed": 0, "seconds": 0, "steps": 0, "frechet": floor, "n": arguments.samples})
+        store()
+
+
+def one_step(trainer: Trainer, ema: EMA, pixels: Tensor, arguments: argparse.Namespace, k: int) -> None:
+    index = torch.randint(0, len(pixels), (arguments.batch_size,), device=pixels.device)
+    trainer.step(from_uint8(pixels[index]))
+    ema.update(trainer.contender.net, k)
+
+
+@torch.no_grad()
+def samples_of(c: Contender, averaged: nn.Module, schedule, arguments: argparse.Namespace, seed: int) -> Tensor:
+    """Images of the averaged weights along a strided chain, 28 x 28 again."""
+    live = [p.detach().clone() for p in c.net.parameters()]
+    for p, a in zip(c.net.parameters(), averaged.parameters(), strict=True):
+        p.data.copy_(a)
+    c.net.eval()
+    generator = torch.Generator().manual_seed(seed)
+    times, parts = timesteps(schedule.T, arguments.steps), []
+    for n in torch.arange(arguments.samples).split(250):
+        x_T = torch.randn(len(n), 1, rivals.SIZE, rivals.SIZE, generator=generator).to(arguments.device)
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bf16"):
+            x = last(ddpm_sample(clip_x0(c.eps_model, schedule), x_T, times, schedule, generator=generator))
+        parts.append(x[:, :, 2:-2, 2:-2].float())
+    c.net.train()
+    for p, a in zip(c.net.parameters(), live, strict=True):
+        p.data.copy_(a)
+    return torch.cat(parts)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "tables",
+        nargs="*",
+        metavar="TABLE",
+        help="overhead, recipes, budget (default: the first two, and budget if MNIST is there)",
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--repeat", type=int, default=None, help="steps in one timing (default: 1 on a CPU, 20 on a GPU)")
+    parser.add_argument("--data", help="folder with torchvision's MNIST")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[30, 60, 120], metavar="SECONDS")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--out", type=Path, default=FILE)
+    return parser
+
+
+def main() -> None:
+    arguments = build_parser().parse_args()
+    arguments.repeat = arguments.repeat or (20 if arguments.device == "cuda" else 1)
+    tables = arguments.tables or ["overhead", "recipes", "budget"]
+    unknown = set(tables) - {"overhead", "recipes", "budget"}
+    if unknown:
+        raise SystemExit(f"no table named {sorted(unknown)}; choose from overhead, recipes, budget")
+    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    key = f"{arguments.device} {arguments.precision}"
+    result = found.setdefault(key, {"provenance": provenance("python -m benchmarks", arguments.device)})
+
+    def store() -> None:
+        write_json(arguments.out, found)
+
+    if "overhead" in tables and "overhead" not in result:
+        result["overhead"] = {whose: compare(rivals.same_net(whose), arguments) for whose in ("ours", "lucidrains", "diffusers")}
+        store()
+    if "recipes" in tables and "recipes" not in result:
+        result["recipes"] = compare(rivals.recipes(), arguments)
+        store()
+    if "budget" in tables:
+        settings = {k: getattr(arguments, k) for k in ("batch_size", "samples", "steps")}
+        if result.get("budget_settings") not in (None, settings):
+            raise SystemExit(
+                f"{arguments.out} holds a budget table with other settings ({result['budget_settings']}); move it away first"
+            )
+        result["budget_settings"] = settings
+        try:
+            budget_rows(arguments, result.setdefault("budget", []), store)
+        except FileNotFoundError as error:
+            if arguments.tables:
+                raise
+            print(f"budget table left out: {error}")
+    show(result)
+    print(f"tables: {arguments.out}")
+
+
+def show(result: dict) -> None:
+    """Print what was measured."""
+    groups = {
+        f"overhead, {whose}' net" if whose != "ours" else "overhead, our net": rows
+        for whose, rows in result.get("overhead", {}).items()
+    }
+    groups["recipes"] = result.get("recipes", [])
+    for title, rows in groups.items():
+        for row in rows:
+            train, sample = row["train_ratio"], row["sample_ratio"]
+            print(
+                f"{title:<28} {row['name']:<11} {row['parameters'] / 1e6:6.2f} M parameters {row['multiply_adds'] / 1e6:8.0f} M multiply-adds  "
+                f"train {row['train_ms']['median']:8.1f} ms, ratio {train['median']:.2f} [{train['low']:.2f}, {train['high']:.2f}]  "
+                f"sample {row['sample_ms']['median']:8.1f} ms, ratio {sample['median']:.2f} [{sample['low']:.2f}, {sample['high']:.2f}]"
+            )
+
+
+if __name__ == "__main__":
+    main()
