@@ -67,7 +67,8 @@ evaluate: .venv/with-test  ## measure the shipped network against MNIST (DATA=fo
 bench: .venv/with-test  ## time our code beside lucidrains' and diffusers', interleaved
 	$(PY) -m benchmarks
 
-gpu: train evaluate bench  ## everything that wants a GPU; resumable, and works on a CPU, slowly
+gpu: .venv/with-test  ## everything that wants a GPU, into results/; resumable, works on a CPU, slowly (DATA=folder, DEVICE=)
+	$(PY) -m tools.gpu $(FLAGS)
 
 mutate: .venv/with-test  ## inject bugs mechanically and count those the tests catch
 	$(PY) -m tools.mutate

@@ -237,7 +237,7 @@ def generate(
     steps: int,
     seed: int,
     device: str,
-    batch_size: int = 250,
+    batch_size: int | None = None,
 ) -> Tensor:
     """n images along a strided chain, x_0 clipped to [-1, 1]: (n, C, H, W) on the CPU. Image i has
     a generator of its own.
@@ -251,7 +251,7 @@ def generate(
         model.card["data"]["name"]
     ]
     times, parts = timesteps(schedule.T, steps), []
-    for chunk in torch.arange(n).split(batch_size):
+    for chunk in torch.arange(n).split(batch_size or (250 if device == "cpu" else 2_500)):
         generators = [torch.Generator().manual_seed(seed * 1_000_000 + int(i)) for i in chunk]
         x_T = torch.stack(
             [torch.randn(net.channels, size, size, generator=g) for g in generators]
