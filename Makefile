@@ -12,7 +12,7 @@ PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraint
 BOOK   := $(PY) -m tools.book
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help book serve test lab execute chapter pages train evaluate bench gpu mutate lint address clean
+.PHONY: help book serve test lab execute chapter pages train evaluate bench gpu hero mutate lint address clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
@@ -69,6 +69,9 @@ bench: .venv/with-test  ## time our code beside lucidrains' and diffusers', inte
 
 gpu: .venv/with-test  ## everything that wants a GPU, into results/; resumable, works on a CPU, slowly (DATA=folder, DEVICE=)
 	$(PY) -m tools.gpu $(FLAGS)
+
+hero: .venv/with-test  ## draw the landing page's animation with the shipped network
+	$(PY) -m tools.hero
 
 mutate: .venv/with-test  ## inject bugs mechanically and count those the tests catch
 	$(PY) -m tools.mutate
