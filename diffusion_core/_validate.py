@@ -17,8 +17,8 @@ def as_time(t: Time, low: float, high: float, name: str = "t") -> Tensor:
 
     Shapes: t, any; the result has the same.
     Returns: float64 tensor on the CPU.
-    Raises: TypeError for half-precision, complex or boolean times (bfloat16 cannot tell 997 from
-        1000); ValueError outside low <= t <= high, or if not finite.
+    Raises: TypeError for half-precision, complex or boolean times (bfloat16 rounds 997
+        to 996); ValueError outside low <= t <= high, or if not finite.
     """
     t = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
     if t.dtype in (torch.float16, torch.bfloat16, torch.bool) or t.is_complex():

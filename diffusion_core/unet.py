@@ -20,7 +20,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
     Shapes: t (B,), whole or real, in steps; result (B, dim): cosines first, then sines.
     Returns: float32, on t's device.
     Raises: ValueError if dim is odd or t is not one-dimensional; TypeError for half-precision times
-        (bfloat16 cannot tell 997 from 1000).
+        (bfloat16 rounds 997 to 996).
     """
     if dim % 2 or t.ndim != 1:
         raise ValueError(
