@@ -214,6 +214,7 @@ def test_agreement_refuses_other_shapes():
 def test_estimate_is_mean_and_sample_standard_deviation():
     found = estimate([1.0, 2.0, 6.0])
     assert found == Estimate(3.0, pytest.approx(math.sqrt(7)), 3)
+    assert estimate([1.0, 3.0]) == Estimate(2.0, pytest.approx(math.sqrt(2)), 2)
     assert str(Estimate(0.98765, 0.00123, 3)) == "0.988 ± 0.001 (n = 3)"
 
 
