@@ -34,8 +34,8 @@ def scaled_linear_betas(T: int = 1000, beta_1: float = 0.00085, beta_T: float = 
     """Variances whose square roots grow linearly: the schedule of the released Stable Diffusion
     models.
 
-    Equation: sqrt(beta_t) linear in t (the configuration released with latent diffusion;
-        "scaled_linear" in diffusers).
+    Equation: sqrt(beta_t) linear in t ("scaled_linear" in diffusers), with the two ends that the
+        released Stable Diffusion models have.
     Shapes: result (T,).
     Returns: float64 tensor.
     Raises: ValueError if T < 1 or an end lies outside (0, 1).
@@ -211,7 +211,7 @@ class NoiseSchedule:
     def snr(self, t: Time) -> Tensor:
         """Signal-to-noise ratio, a ratio of variances.
 
-        Equation: Kingma et al. 2021 sec. 3 (variational diffusion models), SNR(t) = alpha_bar_t /
+        Equation: Kingma et al. 2021 sec. 3.1 (variational diffusion models), SNR(t) = alpha_bar_t /
             (1 - alpha_bar_t).
         Shapes: t, any; result the same.
         Returns: float64 on the CPU; infinite at t = 0.
@@ -240,8 +240,9 @@ def timesteps(T: int, S: int, spacing: Spacing = "trailing") -> Tensor:
     """A decreasing grid of S steps through the times T .. 0.
 
     Equation: DDIM sec. 4.2 and app. D.2 (the subsequence tau; "quadratic" is tau_i = floor(c i^2),
-        reaching 0.8 T, ties moved up by one); "trailing", "leading" and "linspace" as diffusers
-        names them, shifted to the paper's index. Only "trailing" and "linspace" start at T.
+        reaching 0.8 T as in the authors' code, ties moved up by one); "trailing", "leading" and
+        "linspace" as diffusers names them, shifted to the paper's index ("trailing" rounds up
+        where T / S is not whole, theirs to the nearest). Only "trailing" and "linspace" start at T.
     Shapes: result (S+1,), int64, strictly decreasing, last entry 0.
     Raises: ValueError unless 1 <= S <= T (2 <= S for "linspace" and "quadratic"), or for an unknown
         spacing.
