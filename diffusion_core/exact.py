@@ -40,8 +40,9 @@ class GaussianMixture:
             if not bool(value.isfinite().all()):
                 raise ValueError(f"{name} holds a value that is not finite")
             object.__setattr__(self, name, value)
-        K = self.weights.shape[0] if self.weights.ndim == 1 else -1
-        if self.means.ndim != 2 or self.means.shape[0] != K or self.stds.shape != (K,):
+        K = self.weights.numel()
+        fits = self.weights.shape == self.stds.shape == (K,) and self.means.shape[:-1] == (K,)
+        if not fits:
             shapes = tuple(self.weights.shape), tuple(self.means.shape), tuple(self.stds.shape)
             raise ValueError(
                 f"weights {shapes[0]}, means {shapes[1]}, stds {shapes[2]}: expected (K,), (K, "

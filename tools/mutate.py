@@ -76,7 +76,7 @@ def run_tests(mutant, answer):
 
     torch.set_num_threads(1)
     install(mutant)
-    answer.put(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:nbval", *TESTS[mutant.module]])) != 0)
+    answer.put(int(pytest.main(["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:nbval", *TESTS[mutant.module]])) != 0)
 
 
 def run_slices(mutant, slices, answer):
