@@ -54,7 +54,7 @@ def train_classifier(
     seed: int = 0,
     on_step: Callable | None = None,
 ) -> Classifier:
-    """Cross-entropy with label smoothing 0.1, images shifted by up to two pixels, Adam with a
+    """Cross-entropy with label smoothing 0.1, images shifted by up to two pixels, AdamW with a
     cosine learning rate.
 
     Shapes: data (N, C, H, W) uint8.
