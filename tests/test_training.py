@@ -400,6 +400,26 @@ def test_training_does_not_disturb_or_depend_on_the_global_generator():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_dropout_is_on_while_training_whatever_mode_the_net_came_in():
+    modes = []
+    net = tiny(dropout=0.5).eval()
+    net.register_forward_pre_hook(lambda net, arguments: modes.append(net.training))
+    run(net, config(steps=3, validate_every=1), validation=images(4))
+    assert modes == ([True] + [False] * 10) * 3, "a step, then ten buckets of the average"
+
+
+def test_dropout_differs_between_steps_seeds_and_processes_and_repeats():
+    def drawn(k=3, first=0, seed=0):
+        with training._dropout_seeded(
+            k, slice(first, first + 4), config(seed=seed), torch.device("cpu")
+        ):
+            return torch.rand(4).tolist()
+
+    assert drawn() == drawn()
+    others = [drawn(k=4), drawn(first=4), drawn(seed=1)]
+    assert all(other != drawn() for other in others)
+
+
 def test_resuming_a_finished_run_returns_it(tmp_path):
     first = run(folder=tmp_path)
     again = run(tiny(seed=4), folder=tmp_path, resume=True)
@@ -471,6 +491,15 @@ def test_seconds_add_up_over_the_parts_of_a_run(tmp_path, monkeypatch):
     assert [row["seconds"] for row in result.history] == [0.5 * n for n in range(1, 13)]
     assert result.history[-1]["images_per_s"] == 16.0
     assert elapsed(result.history, config()) == 6.0
+
+
+def test_elapsed_is_that_of_the_last_logged_step():
+    rows = [
+        {"step": 5, "images_per_s": 40.0, "seconds": 1.0},
+        {"step": 10, "images_per_s": 20.0, "seconds": 4.5},
+        {"step": 12, "loss_by_t": [1.0]},
+    ]
+    assert elapsed(rows, config()) == 4.5
 
 
 def test_elapsed_of_logs_without_seconds():
@@ -570,6 +599,17 @@ def test_a_failing_rename_keeps_the_old_file(tmp_path, monkeypatch):
     assert (tensors["a"] == 0).all()
     assert meta == {"n": "1"}
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(training.os, "fsync", lambda f: done.append("fsync") or fsync(f))
+    monkeypatch.setattr(
+        training.os, "replace", lambda a, b: done.append((a.name, b.name)) or replace(a, b)
+    )
+    save_safely({"a": torch.zeros(3)}, tmp_path / "new" / "a.safetensors", {})
+    assert done == ["fsync", ("a.safetensors.tmp", "a.safetensors")]
 
 
 def state(net=None, conf=None):
@@ -852,3 +892,21 @@ def test_bf16_is_asked_for_only_where_there_are_units_for_it(monkeypatch):
     monkeypatch.setattr(training, "_has_bf16", lambda device: False)
     assert training._accelerator("auto", "cpu").mixed_precision == "no"
     assert training._accelerator("bf16", "cpu").mixed_precision == "bf16"
+
+
+def test_units_for_bf16_are_looked_for_where_the_run_will_be(monkeypatch):
+    asked = []
+
+    def on_gpu(including_emulation):
+        asked.append(including_emulation)
+        return True
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", on_gpu)
+    monkeypatch.setattr(training, "_cpu_has_bf16_units", lambda: False)
+    assert training._has_bf16(None)
+    assert training._has_bf16("cuda")
+    assert asked == [False, False], "emulated bf16 is slow"
+    assert not training._has_bf16("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not training._has_bf16(None)
