@@ -29,14 +29,17 @@ class Slice:
                 for key in _keys(equation):
                     failed.setdefault(key, []).append(claim)
 
-        checks.check = recording
         scope = {"__name__": "__main__"}
-        for source in self.cells:
-            try:
-                exec(compile(source, self.chapter, "exec"), scope)
-            except Exception:
-                for key in _equations_of(source):
-                    failed.setdefault(key, []).append("the check's cell raised")
+        checks.check = recording
+        try:
+            for source in self.cells:
+                try:
+                    exec(compile(source, self.chapter, "exec"), scope)
+                except Exception:
+                    for key in _equations_of(source):
+                        failed.setdefault(key, []).append("the check's cell raised")
+        finally:
+            checks.check = real
         return failed
 
 

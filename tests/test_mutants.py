@@ -1,0 +1,117 @@
+"""The bugs that `make mutate` puts in: that they are the ones meant, and that each is one small change."""
+
+import ast
+import json
+
+import pytest
+import yaml
+
+from tools import layout, mutate, slices
+from tools.mutants import mutants
+
+SOURCE = '''
+def step(x_t, t, s, noise=0.5):
+    """Docstrings stay: 1 - 2."""
+    if s >= t:
+        raise ValueError(f"s = {s + 1}")
+    alpha = (1 - t).sqrt() ** 2
+    check(s)
+    return f(x_t, t) * alpha + noise
+'''
+
+
+def test_every_kind_of_bug_is_made():
+    found = {m.what for m in mutants("toy", SOURCE)}
+    for what in (
+        "sign: 1 - t -> 1 + t in `alpha = (1 - t).sqrt() ** 2`",
+        "dropped sqrt: (1 - t).sqrt() -> 1 - t",
+        "dropped power: (1 - t).sqrt() ** 2 -> (1 - t).sqrt()",
+        "off by one: 2 -> 3 in `alpha = (1 - t).sqrt() ** 2`",
+        "comparison: s >= t -> s > t in `if s >= t:`",
+        "swapped arguments: f(x_t, t) -> f(t, x_t) in `return f(x_t, t) * alpha + noise`",
+        "swapped name: t -> s in `return f(x_t, t) * alpha + noise`",
+        "dropped term: f(x_t, t) * alpha + noise -> noise",
+        "dropped statement: check(s) -> (nothing) in `check(s)`",
+        "other constant: 0.5 -> 0.75 in `def step(x_t, t, s, noise=0.5):`",
+    ):
+        assert what in found
+
+
+def test_messages_and_docstrings_are_left_alone():
+    for m in mutants("toy", SOURCE):
+        assert "Docstrings stay: 1 - 2." in m.source
+        assert "s + 1" in m.source
+
+
+def test_each_mutant_is_one_change_and_has_a_name_of_its_own():
+    found = mutants("toy", SOURCE)
+    original = ast.unparse(ast.parse(SOURCE)).split("\n")
+    assert len({m.name for m in found}) == len({m.source for m in found}) == len(found)
+    for m in found:
+        lines = m.source.split("\n")
+        assert len(lines) == len(original)
+        assert sum(a != b for a, b in zip(lines, original, strict=True)) == 1
+
+
+@pytest.mark.parametrize("name", yaml.safe_load(mutate.EQUIVALENT.read_text(encoding="utf8")) or {})
+def test_equivalent_mutants_still_exist(name):
+    module = name.split(".py")[0]
+    source = (layout.PACKAGE / f"{module}.py").read_text(encoding="utf8")
+    assert name in {m.name for m in mutants(module, source)}
+
+
+def test_a_mutant_is_what_the_import_gives():
+    """In a process of its own: the tests of `exact` pass unchanged; with the score's sign flipped they fail."""
+    mutant = next(
+        m
+        for m in mutants("exact", mutate._source("exact"))
+        if m.function == "score" and m.what.startswith("dropped sign")
+    )
+    assert mutate.in_process(_imported_score_sign, mutant, limit=100) == -1
+    assert mutate.in_process(_imported_score_sign, mutate._unchanged("exact"), limit=100) == 1
+
+
+def _imported_score_sign(mutant, answer):
+    import sys
+
+    import torch
+
+    for name in [n for n in sys.modules if n.startswith("diffusion_core")]:
+        del sys.modules[name]
+    torch.set_num_threads(1)
+    mutate.install(mutant)
+    from diffusion_core.exact import GaussianMixture
+    from diffusion_core.schedules import NoiseSchedule, linear_betas
+
+    data = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1))
+    score = data.score(NoiseSchedule.from_betas(linear_betas()))(torch.tensor([[-2.0]]), 5)
+    answer.put(int(score.sign()))
+
+
+def test_a_slice_is_the_cells_that_a_check_needs(tmp_path):
+    cells = [
+        "import math\nfrom diffusion_core.checks import check",
+        "unused = 1 / 0",
+        "%matplotlib inline\na = 3.0",
+        "check('three', a - 3, within=0, equation='DDPM 4; DDPM 7')",
+        "check('also three', a - 4, within=0, equation='DDPM 2')",
+    ]
+    path = layout.BOOK / "1-intuition" / "not-a-chapter.ipynb"
+    text = json.dumps({"cells": [{"cell_type": "code", "source": c} for c in cells]})
+    found = slices.equation_slice(_File(path, text))
+    assert found.equations == ["DDPM 4", "DDPM 7", "DDPM 2"]
+    assert len(found.cells) == 4
+    assert found.failures() == {"DDPM 2": ["also three"]}
+
+
+class _File:
+    """A path whose text is given, so that nothing is written into the book."""
+
+    def __init__(self, path, text):
+        self.path, self.text = path, text
+
+    def read_text(self, encoding):
+        return self.text
+
+    def __fspath__(self):
+        return str(self.path)
