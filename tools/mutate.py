@@ -27,7 +27,7 @@ TESTS = {
     "unet": ["tests/test_unet.py"],
     "training": ["tests/test_training.py"],
 }
-EQUATION_MODULES = ("schedules", "ddpm", "exact")
+EQUATION_MODULES = ("schedules", "ddpm", "exact", "metrics", "unet")
 RESULT = layout.BOOK / "_data" / "mutation.json"
 EQUIVALENT = layout.ROOT / "tools" / "equivalent_mutants.yml"
 LIMIT = 300  # seconds for one mutant; one that takes longer (an endless loop) counts as caught
