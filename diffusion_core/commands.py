@@ -320,7 +320,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         rows.append(_evaluate_seed(model, classifier, test_features, train_images, seed, arguments))
         report = {
             "settings": settings,
-            **provenance(f"python -m diffusion_core evaluate {arguments.name}", arguments.device),
+            **provenance(_evaluate_command(arguments), arguments.device),
             "seeds": rows,
         }
         report["data"] = data_card(model.card["data"]["name"], train_images)
@@ -328,6 +328,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     for key, value in _summary(rows).items():
         print(f"{key:<24} {value['mean']:.4g} ± {value['std']:.2g} (n = {value['n']} seeds)")
     print(f"table: {out}")
+
+
+def _evaluate_command(arguments: argparse.Namespace) -> str:
+    flags = f"--samples {arguments.samples} --seeds {arguments.seeds} --steps {arguments.steps}"
+    return f"python -m diffusion_core evaluate {arguments.name} {flags}"
 
 
 def _evaluate_seed(

@@ -166,6 +166,7 @@ def test_evaluate_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert second["summary"]["frechet"]["n"] == 2
     assert second["summary"]["frechet"]["mean"] > second["summary"]["frechet_floor"]["mean"] > 0
     assert second["settings"]["samples"] == 30
+    assert second["command"].endswith("evaluate tiny --samples 30 --seeds 2 --steps 2")
     assert "frechet" in capsys.readouterr().out
 
 
