@@ -150,7 +150,9 @@ def kernel_environment():
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "2",
-        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep: on a busy machine spinning ones make small operations 100 times slower
+        # a waiting thread spins for a moment, then sleeps: spinning for long makes small operations 100 times slower on a busy
+        # machine, and not spinning at all makes them twice as slow on a quiet one
+        "GOMP_SPINCOUNT": "10000",
         "MKL_NUM_THREADS": "2",
         "TQDM_DISABLE": "1",
         "PYTHONHASHSEED": "0",
