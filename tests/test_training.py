@@ -441,13 +441,13 @@ def test_a_folder_with_a_checkpoint_is_not_overwritten(tmp_path):
 
 
 KILLED = """
-import sys, torch
+import sys, time, torch
 sys.path.insert(0, {root!r})
 torch.set_num_threads(1)
 from tests.test_training import config, run
 print("ready", flush=True)
 result = run(conf=config(steps={steps}, checkpoint_every=5), folder={folder!r}, resume=True,
-             on_step=lambda done, loss: print(done, flush=True))
+             on_step=lambda done, loss: (print(done, flush=True), time.sleep(0.005)))
 """
 
 
@@ -456,8 +456,19 @@ def start_run(folder, steps):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.fixture
+def one_thread():
+    """Sums are rounded in another order with another number of threads: both processes use one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_killed_at_a_random_moment_it_loses_only_the_steps_since_the_last_checkpoint(tmp_path):
+def test_killed_at_a_random_moment_it_loses_only_the_steps_since_the_last_checkpoint(
+    tmp_path, one_thread
+):
     steps = 200
     delay = int.from_bytes(os.urandom(2)) / 2**16 * 0.3
     with start_run(tmp_path, steps) as process:
