@@ -14,6 +14,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -240,7 +241,7 @@ def main() -> None:
         raise SystemExit(f"no table named {sorted(unknown)}; choose from overhead, recipes, budget")
     found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     key = f"{arguments.device} {arguments.precision}"
-    result = found.setdefault(key, {"provenance": provenance("python -m benchmarks", arguments.device)})
+    result = found.setdefault(key, {"provenance": provenance(" ".join(["python -m benchmarks", *sys.argv[1:]]), arguments.device)})
 
     def store() -> None:
         write_json(arguments.out, found)
