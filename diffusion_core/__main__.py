@@ -51,24 +51,23 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line, as argparse sees it."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m diffusion_core",
-        description=__doc__,
-        formatter_class=raw,
+        prog="python -m diffusion_core", description=__doc__, formatter_class=raw
     )
-    commands_ = parser.add_subparsers(dest="command", required=True)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name, about, description, add_arguments in (
+        ("train", "train a recipe", TRAIN.format(recipes=commands.recipe_list()), _add_train),
+        ("sample", "draw images", SAMPLE, _add_sample),
+        ("evaluate", "measure against real data", EVALUATE, _add_evaluate),
+    ):
+        add_arguments(
+            subparsers.add_parser(name, help=about, description=description, formatter_class=raw)
+        )
+    return parser
 
-    train = commands_.add_parser(
-        "train",
-        help="train a recipe",
-        description=TRAIN.format(recipes=commands.recipe_list()),
-        formatter_class=raw,
-    )
+
+def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("recipe", metavar="RECIPE", help="what to train (see above)")
-    train.add_argument(
-        "--data",
-        metavar="DIR",
-        help=DATA_HELP,
-    )
+    train.add_argument("--data", metavar="DIR", help=DATA_HELP)
     train.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     train.add_argument("--steps", type=int, help="instead of the recipe's number of steps")
     train.add_argument("--batch-size", type=int, help="instead of the recipe's global batch size")
@@ -95,66 +94,49 @@ def build_parser() -> argparse.ArgumentParser:
         help="where weights and card go (default: the run's folder)",
     )
 
-    sample = commands_.add_parser(
-        "sample", help="draw images", description=SAMPLE, formatter_class=raw
-    )
-    sample.add_argument(
-        "name", metavar="NAME", help="trained weights: mnist, or what --weights holds"
-    )
+
+def _add_sample(sample: argparse.ArgumentParser) -> None:
+    _add_generation(sample)
     sample.add_argument(
         "--labels", default="0-9", help="such as 0-9 or 3,1,4 or none (default: 0-9)"
     )
     sample.add_argument(
         "--each", type=int, default=1, metavar="N", help="images of each label (default: 1)"
     )
-    sample.add_argument(
-        "--steps",
-        type=int,
-        default=100,
-        help="steps of the strided chain, at most 1000 (default: 100)",
-    )
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--out", type=Path, default=Path("grid.png"))
-    sample.add_argument("--device", default="cpu")
-    sample.add_argument(
-        "--weights",
-        type=Path,
-        metavar="DIR",
-        help="folder of weights (default: the ones that ship)",
-    )
 
-    evaluate = commands_.add_parser(
-        "evaluate", help="measure against real data", description=EVALUATE, formatter_class=raw
-    )
-    evaluate.add_argument(
-        "name", metavar="NAME", help="trained weights: mnist, or what --weights holds"
-    )
-    evaluate.add_argument(
-        "--data",
-        metavar="DIR",
-        help=DATA_HELP,
-    )
+
+def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    _add_generation(evaluate)
+    evaluate.add_argument("--data", metavar="DIR", help=DATA_HELP)
     evaluate.add_argument(
         "--samples", type=int, default=2000, help="images for each seed (default: 2000)"
     )
     evaluate.add_argument(
         "--seeds", type=int, default=3, help="how many seeds: 0, 1, … (default: 3)"
     )
-    evaluate.add_argument(
+    evaluate.add_argument("--out", type=Path, metavar="FILE", help="default: NAME_evaluation.json")
+
+
+def _add_generation(command: argparse.ArgumentParser) -> None:
+    """What every command says that draws images from trained weights."""
+    command.add_argument(
+        "name", metavar="NAME", help="trained weights: mnist, or what --weights holds"
+    )
+    command.add_argument(
         "--steps",
         type=int,
         default=100,
         help="steps of the strided chain, at most 1000 (default: 100)",
     )
-    evaluate.add_argument("--device", default="cpu")
-    evaluate.add_argument(
+    command.add_argument("--device", default="cpu")
+    command.add_argument(
         "--weights",
         type=Path,
         metavar="DIR",
         help="folder of weights (default: the ones that ship)",
     )
-    evaluate.add_argument("--out", type=Path, metavar="FILE", help="default: NAME_evaluation.json")
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,6 +31,8 @@ from diffusion_core.schedules import timesteps
 from diffusion_core.training import CHECKPOINT, elapsed
 from diffusion_core.training import train as train_net
 
+_NEAREST = 200  # images of a seed that are compared with every training image
+
 
 def recipe_list() -> str:
     """One line for each recipe."""
@@ -343,6 +345,7 @@ def _evaluate_seed(
     seed: int,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
+    """One row of the table: what n samples of this seed measure, beside as many real images."""
     n = arguments.samples
     y = torch.arange(n) % model.net.classes
     began = time.perf_counter()
@@ -351,23 +354,33 @@ def _evaluate_seed(
     predicted, features = classify(classifier, x)
     chosen = torch.randperm(len(real.pixels), generator=torch.Generator().manual_seed(seed))[:n]
     _, real_features = classify(classifier, from_uint8(real.pixels[chosen]))
-    test = metrics.moments(test_features)
-    distance, _ = metrics.nearest_neighbours(x[:200], real.x)
-    held_out = load_images(model.card["data"]["name"], "test", arguments.data).x[
-        seed * 200 : seed * 200 + 200
-    ]
-    real_distance, _ = metrics.nearest_neighbours(held_out, real.x)
+    held_out = load_images(model.card["data"]["name"], "test", arguments.data).x
     return {
         "seed": seed,
         "agreement": metrics.agreement(predicted, y),
+        **_distances(features, real_features, test_features),
+        "nearest": _nearest(x[:_NEAREST], real),
+        "nearest_test_images": _nearest(held_out[seed * _NEAREST :][:_NEAREST], real),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _distances(features: Tensor, real_features: Tensor, test_features: Tensor) -> dict[str, float]:
+    """Fréchet and kernel distance of samples to test images, and of real training images: the
+    floor."""
+    test = metrics.moments(test_features)
+    return {
         "frechet": metrics.frechet_distance(metrics.moments(features), test),
         "frechet_floor": metrics.frechet_distance(metrics.moments(real_features), test),
         "kernel": metrics.kernel_distance(features, test_features),
         "kernel_floor": metrics.kernel_distance(real_features, test_features),
-        "nearest": distance.median().item(),
-        "nearest_test_images": real_distance.median().item(),
-        "seconds": round(seconds, 1),
     }
+
+
+def _nearest(x: Tensor, real: Images) -> float:
+    """Median distance of images to the nearest real one."""
+    distance, _ = metrics.nearest_neighbours(x, real.x)
+    return distance.median().item()
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

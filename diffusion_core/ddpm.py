@@ -46,8 +46,9 @@ class Step(NamedTuple):
 def q_sample(x_0: Tensor, t: Time, eps: Tensor, schedule: NoiseSchedule) -> Tensor:
     """Noise x_0 to time t in one jump.
 
-    Equation: DDPM eq. 4, x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps with eps ~ N(0,
-        I).
+    Equation: DDPM eq. 4, with eps ~ N(0, I):
+
+            x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
     Shapes: x_0, eps (B, *); t () or (B,), 0 <= t <= T.
     Returns: x_t (B, *), dtype and device of x_0.
     Raises: ValueError if shapes do not fit or t is outside its domain.
@@ -84,9 +85,9 @@ def q_posterior(
     Equation: DDPM eq. 6-7 with s = t - 1; for any s < t the same, with
         alpha = alpha_bar_t / alpha_bar_s and beta = 1 - alpha:
 
-        mean = sqrt(alpha_bar_s) beta / (1 - alpha_bar_t) x_0
-             + sqrt(alpha) (1 - alpha_bar_s) / (1 - alpha_bar_t) x_t
-        variance = (1 - alpha_bar_s) / (1 - alpha_bar_t) beta
+            mean = sqrt(alpha_bar_s) beta / (1 - alpha_bar_t) x_0
+                 + sqrt(alpha) (1 - alpha_bar_s) / (1 - alpha_bar_t) x_t
+            variance = (1 - alpha_bar_s) / (1 - alpha_bar_t) beta
     Shapes: x_0, x_t (B, *); t, s () or (B,), 0 <= s < t <= T.
     Returns: mean (B, *); variance () or (B, 1, ..., 1); dtype and device of x_t.
     Raises: ValueError if shapes do not fit, s >= t, or a time is outside its domain.
@@ -174,8 +175,8 @@ def ddpm_step(
     Equation: DDPM alg. 2, line 4 (its mean: eq. 11), with alpha = alpha_bar_t / alpha_bar_s and
         beta = 1 - alpha for any s < t:
 
-        x_s = (x_t - beta / sqrt(1 - alpha_bar_t) eps) / sqrt(alpha) + sigma noise
-        sigma^2 = beta ("beta") or (1 - alpha_bar_s) / (1 - alpha_bar_t) beta ("posterior")
+            x_s = (x_t - beta / sqrt(1 - alpha_bar_t) eps) / sqrt(alpha) + sigma noise
+            sigma^2 = beta ("beta") or (1 - alpha_bar_s) / (1 - alpha_bar_t) beta ("posterior")
     Shapes: eps, x_t, noise (B, *); t, s () or (B,), 0 <= s < t <= T.
     Returns: x_s (B, *), dtype and device of x_t.
     Raises: ValueError if shapes do not fit, s >= t, a time is outside its domain, or the variance
@@ -339,8 +340,9 @@ def vlb_term(
     """One term of the bound: L_{t-1} for t > 1, L_0 for t = 1. L_0's Gaussian takes beta-tilde_2 if
     the variance is "posterior".
 
-    Equation: DDPM eq. 5; for t > 1, KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t)) between two
-        Gaussians.
+    Equation: DDPM eq. 5; for t > 1 a divergence of two Gaussians:
+
+            KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t))
     Shapes: x_0, eps (B, *); t a whole number, 1 <= t <= T.
     Returns: nats, (B,) float64; summed over elements.
     Raises: ValueError for an unknown variance or decoder, or a t outside its domain.
@@ -372,8 +374,9 @@ def prior_kl(x_0: Tensor, schedule: NoiseSchedule) -> Tensor:
 def gaussian_kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) -> Tensor:
     """KL divergence between two normal distributions, element by element.
 
-    Equation: KL(N(mean_q, var_q) || N(mean_p, var_p)) = (var_q / var_p - 1 - log(var_q / var_p) +
-        (mean_q - mean_p)^2 / var_p) / 2.
+    Equation: KL(N(mean_q, var_q) || N(mean_p, var_p)), with r = var_q / var_p:
+
+            (r - 1 - log r + (mean_q - mean_p)^2 / var_p) / 2
     Shapes: all broadcast together.
     Returns: nats.
     """

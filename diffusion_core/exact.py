@@ -21,8 +21,11 @@ class GaussianMixture:
     """Data drawn from K isotropic normal distributions. Noised to time t it is such a mixture
     again.
 
-    Equation: p_0(x) = sum_k w_k N(x; mu_k, s_k^2 I); by DDPM eq. 4 p_t(x) = sum_k w_k N(x;
-        sqrt(alpha_bar_t) mu_k, (alpha_bar_t s_k^2 + 1 - alpha_bar_t) I).
+    Equation: the data, and by DDPM eq. 4 the data noised to time t:
+
+            p_0(x) = sum_k w_k N(x; mu_k, s_k^2 I)
+            p_t(x) = sum_k w_k N(x; sqrt(alpha_bar_t) mu_k, var_k I)
+            var_k = alpha_bar_t s_k^2 + 1 - alpha_bar_t
     Shapes: weights (K,), positive, sum 1; means (K, D); stds (K,), >= 0 (0 is a point). Kept in
         float64 on the CPU. The functions made from it take x (B, D), or (B, *) with D elements
         each, and t () or (B,).
@@ -65,8 +68,7 @@ class GaussianMixture:
     def log_prob(self, schedule: NoiseSchedule) -> TimeFunction:
         """log p_t(x), the log density of the noised data.
 
-        Equation: log sum_k w_k N(x; sqrt(alpha_bar_t) mu_k, (alpha_bar_t s_k^2 + 1 - alpha_bar_t)
-            I).
+        Equation: log sum_k w_k N(x; sqrt(alpha_bar_t) mu_k, var_k I).
         Shapes: returned function: x (B, *), t () or (B,) -> (B,).
         Raises (when called): ValueError at t = 0 if a std is 0 (a point has no density).
         """
@@ -85,8 +87,7 @@ class GaussianMixture:
     def score(self, schedule: NoiseSchedule, component: int | None = None) -> TimeFunction:
         """The gradient of log p_t with respect to x, of the mixture or of one component.
 
-        Equation: sum_k p(k | x_t) (sqrt(alpha_bar_t) mu_k - x_t) / (alpha_bar_t s_k^2 + 1 -
-            alpha_bar_t).
+        Equation: sum_k p(k | x_t) (sqrt(alpha_bar_t) mu_k - x_t) / var_k.
         Shapes: returned function: x (B, *), t () or (B,) -> (B, *).
         Raises: ValueError if there is no such component.
         """

@@ -76,6 +76,6 @@ RECIPES: dict[str, Recipe] = {
         data="mnist",
         net=_MNIST_NET,
         schedule="linear",
-        config=TrainConfig(steps=9_000, batch_size=64, lr=1e-3, warmup=200, ema_decay=0.999),
+        config=TrainConfig(steps=16_000, batch_size=64, lr=2e-3, warmup=500, ema_decay=0.999),
     ),
 }

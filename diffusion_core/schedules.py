@@ -47,9 +47,11 @@ def scaled_linear_betas(T: int = 1000, beta_1: float = 0.00085, beta_T: float = 
 def cosine_betas(T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> Tensor:
     """Variances whose alpha_bar falls like a squared cosine, each capped at beta_max.
 
-    Equation: Nichol & Dhariwal 2021 eq. 17, alpha_bar_t = f(t) / f(0) with f(t) = cos^2((t/T + s) /
-        (1 + s) * pi/2); beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, at most beta_max. Here s is
-        their small offset, not a time.
+    Equation: Nichol & Dhariwal 2021 eq. 17; s is their small offset, not a time:
+
+            f(t) = cos((t/T + s) / (1 + s) * pi/2)^2
+            alpha_bar_t = f(t) / f(0)
+            beta_t = min(1 - alpha_bar_t / alpha_bar_{t-1}, beta_max)
     Shapes: result (T,).
     Returns: float64 tensor.
     Raises: ValueError if T < 1, s < 0, or beta_max lies outside (0, 1).
@@ -146,14 +148,8 @@ class NoiseSchedule:
         if not bool(((betas > 0) & (betas < 1)).all()):
             t = int((~((betas > 0) & (betas < 1))).nonzero()[0, 0]) + 1
             raise ValueError(f"beta_{t} = {betas[t - 1]:g} must lie strictly between 0 and 1")
-        return cls(
-            torch.cat(
-                [
-                    torch.ones(1, dtype=torch.float64),
-                    torch.cumprod(1 - betas.detach().cpu().to(torch.float64), 0),
-                ]
-            )
-        )
+        alphas = 1 - betas.detach().cpu().to(torch.float64)
+        return cls(torch.cat([torch.ones(1, dtype=torch.float64), alphas.cumprod(0)]))
 
     @property
     def T(self) -> int:
@@ -182,8 +178,9 @@ class NoiseSchedule:
         return torch.where(t == t.round(), self.alpha_bar[t.round().long()], between)
 
     def at(self, t: Time, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The pair of rates (signal, noise) = (sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t)), ready to
-        multiply like.
+        """The pair of rates (signal, noise), ready to multiply like.
+
+        Equation: DDPM eq. 4, signal = sqrt(alpha_bar_t), noise = sqrt(1 - alpha_bar_t).
 
         Shapes: t () or (B,); like (B, *); both results () or (B, 1, ..., 1).
         Returns: two tensors in like's dtype, on its device, rounded once from float64.
@@ -211,8 +208,9 @@ class NoiseSchedule:
     def snr(self, t: Time) -> Tensor:
         """Signal-to-noise ratio, a ratio of variances.
 
-        Equation: Kingma et al. 2021 sec. 3.1 (variational diffusion models), SNR(t) = alpha_bar_t /
-            (1 - alpha_bar_t).
+        Equation: Kingma et al. 2021 sec. 3.1 (variational diffusion models):
+
+                SNR(t) = alpha_bar_t / (1 - alpha_bar_t)
         Shapes: t, any; result the same.
         Returns: float64 on the CPU; infinite at t = 0.
         Raises: ValueError outside 0 <= t <= T.
@@ -221,8 +219,9 @@ class NoiseSchedule:
         return alpha_bar / (1 - alpha_bar)
 
     def time_at(self, noise_to_signal: Tensor | float) -> Tensor:
-        """The real time at which noise / signal has this value: the inverse of sqrt((1 -
-        alpha_bar_t) / alpha_bar_t).
+        """The real time at which noise / signal has this value.
+
+        Equation: the inverse of sqrt((1 - alpha_bar_t) / alpha_bar_t).
 
         Shapes: noise_to_signal, any; result the same.
         Returns: float64 on the CPU, 0 <= t <= T.
@@ -273,9 +272,10 @@ def _ties_moved_up(rising: Tensor) -> Tensor:
 def karras_times(schedule: NoiseSchedule, S: int, rho: float = 7.0) -> Tensor:
     """Real times at which noise / signal follows EDM's grid, dense near the data.
 
-    Equation: EDM eq. 5, sigma_i = (sigma_max^(1/rho) + i/(S-1) (sigma_min^(1/rho) -
-        sigma_max^(1/rho)))^rho for i < S, sigma_S = 0; here sigma = noise / signal, sigma_max at t
-        = T, sigma_min at t = 1.
+    Equation: EDM eq. 5 for i < S, and sigma_S = 0; here sigma = noise / signal, with sigma_max at
+        t = T and sigma_min at t = 1:
+
+            sigma_i = (a + i/(S-1) (b - a))^rho,  a = sigma_max^(1/rho),  b = sigma_min^(1/rho)
     Shapes: result (S+1,), float64, strictly decreasing from T to 0.
     Raises: ValueError if S < 2 or rho <= 0.
     """
@@ -283,11 +283,7 @@ def karras_times(schedule: NoiseSchedule, S: int, rho: float = 7.0) -> Tensor:
         raise ValueError(f"S = {S}, rho = {rho}: the grid needs S >= 2 and rho > 0")
     smallest, largest = (1 / schedule.snr(torch.tensor([1, schedule.T]))).sqrt() ** (1 / rho)
     sigmas = torch.lerp(largest, smallest, torch.arange(S, dtype=torch.float64) / (S - 1)) ** rho
-    times = torch.cat(
-        [
-            schedule.time_at(sigmas.clamp(max=largest.item() ** rho)),
-            torch.zeros(1, dtype=torch.float64),
-        ]
-    )
+    times = schedule.time_at(sigmas.clamp(max=largest.item() ** rho))
+    times = torch.cat([times, torch.zeros(1, dtype=torch.float64)])
     times[0], times[-2] = schedule.T, 1.0
     return times

@@ -103,9 +103,12 @@ class NanLoss(FloatingPointError):
 class EMA:
     """Exponential moving average of a net's weights, warmed up; buffers are copied.
 
-    Equation: shadow <- d_k shadow + (1 - d_k) weights, with d_k = min(decay, (1 + k) / (10 + k)) at
-        update k = 0, 1, ... The random start's share after n updates is prod_k d_k; without the
-        warm-up it would be decay^n, 0.905 after 1,000 updates at decay 0.9999.
+    Equation: at update k = 0, 1, ...
+
+            shadow <- d_k shadow + (1 - d_k) weights,  d_k = min(decay, (1 + k) / (10 + k))
+
+        The random start's share after n updates is prod_k d_k; without the warm-up it would be
+        decay^n, 0.905 after 1,000 updates at decay 0.9999.
     Raises: ValueError unless 0 <= decay < 1.
     """
 
@@ -200,13 +203,8 @@ def train(
         _stop_unless_finite(mean_loss, k, path)
         _update(loss, k, model, optimizer, config, accelerator)
         ema.update(net, k)
-        done, row = k + 1, {}
-        if _due(config.log_every, done, config):
-            row = _log_row(done, mean_loss, time.perf_counter() - began, config)
-        if validation is not None and _due(config.validate_every, done, config):
-            losses = validation_loss(ema.net, validation, schedule)
-            row |= {"step": done, "loss_by_t": [round(v, 6) for v in losses]}
-        history += [row] if row else []
+        done, seconds = k + 1, time.perf_counter() - began
+        history += _logged(done, mean_loss, seconds, ema.net, validation, schedule, config)
         if accelerator.is_main_process:
             if path is not None and _due(config.checkpoint_every, done, config):
                 save_checkpoint(path, done, net, ema, optimizer, config, history)
@@ -284,13 +282,27 @@ def _due(every: int, done: int, config: TrainConfig) -> bool:
     return done % every == 0 or done == config.steps
 
 
-def _log_row(done: int, mean_loss: float, seconds: float, config: TrainConfig) -> dict:
-    return {
-        "step": done,
-        "loss": round(mean_loss, 6),
-        "images_per_s": round(done * config.batch_size / seconds, 1),
-        "seconds": round(seconds, 2),
-    }
+def _logged(
+    done: int,
+    mean_loss: float,
+    seconds: float,
+    net: nn.Module,
+    validation: Images | None,
+    schedule: NoiseSchedule,
+    config: TrainConfig,
+) -> list[dict]:
+    """The log's row after `done` steps, or nothing where none is due."""
+    row: dict = {}
+    if _due(config.log_every, done, config):
+        row |= {
+            "loss": round(mean_loss, 6),
+            "images_per_s": round(done * config.batch_size / seconds, 1),
+            "seconds": round(seconds, 2),
+        }
+    if validation is not None and _due(config.validate_every, done, config):
+        losses = validation_loss(net, validation, schedule)
+        row |= {"loss_by_t": [round(v, 6) for v in losses]}
+    return [{"step": done} | row] if row else []
 
 
 def _accelerator(precision: Precision, device: str | None):

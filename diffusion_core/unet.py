@@ -15,8 +15,9 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
     """Times as sines and cosines of many frequencies, so that a linear layer can tell any two of
     them apart.
 
-    Equation: Vaswani et al. 2017 sec. 3.5, cos(t w_i) and sin(t w_i) with w_i = max_period^(-i /
-        (dim/2)), i = 0 .. dim/2 - 1.
+    Equation: Vaswani et al. 2017 sec. 3.5, cos(t w_i) and sin(t w_i) with
+
+            w_i = max_period^(-i / (dim/2)),  i = 0 .. dim/2 - 1
     Shapes: t (B,), whole or real, in steps; result (B, dim): cosines first, then sines.
     Returns: float32, on t's device.
     Raises: ValueError if dim is odd or t is not one-dimensional; TypeError for half-precision times
@@ -54,8 +55,10 @@ class ResidualBlock(nn.Module):
     them.
 
     Equation: Ho et al. 2020 app. B, with the scale-and-shift of Dhariwal & Nichol 2021 sec. 3
-        (adaptive group normalization): h = conv(silu(norm(x))); x + conv(silu((1 + scale) norm(h) +
-        shift)), the last convolution zero at the start.
+        (adaptive group normalization); conv2 is zero at the start:
+
+            h = conv1(silu(norm1(x)))
+            skip(x) + conv2(silu((1 + scale) norm2(h) + shift))
     Shapes: x (B, in_channels, H, W), emb (B, emb_dim) -> (B, out_channels, H, W).
     """
 
@@ -139,6 +142,37 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+def _down_path(
+    width: int, levels: list[tuple[int, bool]], blocks: int, emb_dim: int, dropout: float
+) -> tuple[nn.ModuleList, list[int]]:
+    """The way down, from `width` channels, and the channels of every skip that it leaves; levels:
+    (channels, attention) of each, the finest first."""
+    modules, skips = nn.ModuleList(), [width]
+    for i, (channels, attention) in enumerate(levels):
+        for _ in range(blocks):
+            modules.append(Level(skips[-1], channels, emb_dim, attention, dropout))
+            skips.append(channels)
+        if i < len(levels) - 1:
+            modules.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
+            skips.append(channels)
+    return modules, skips
+
+
+def _up_path(
+    levels: list[tuple[int, bool]], skips: list[int], blocks: int, emb_dim: int, dropout: float
+) -> nn.ModuleList:
+    """The way up, which takes every skip once, the last one first."""
+    modules, c, skips = nn.ModuleList(), levels[-1][0], skips.copy()
+    for i, (channels, attention) in reversed(list(enumerate(levels))):
+        for _ in range(blocks + 1):
+            modules.append(Level(c + skips.pop(), channels, emb_dim, attention, dropout))
+            c = channels
+        if i > 0:
+            modules.append(Upsample(c))
+    assert not skips, "every skip must be used once"
+    return modules
+
+
 class UNet(nn.Module):
     """Predicts the noise in x_t. With y = None (the null label for every image) it is an EpsModel.
 
@@ -189,29 +223,14 @@ class UNet(nn.Module):
         self.label_embedding = None if classes is None else nn.Embedding(classes + 1, emb_dim)
         self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
 
-        skips, c = [width], width
-        self.down = nn.ModuleList()
-        for level, multiplier in enumerate(multipliers):
-            for _ in range(blocks):
-                self.down.append(Level(c, width * multiplier, emb_dim, attention[level], dropout))
-                c = width * multiplier
-                skips.append(c)
-            if level < len(multipliers) - 1:
-                self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
-                skips.append(c)
+        levels = [(width * m, has) for m, has in zip(multipliers, attention, strict=True)]
+        c = levels[-1][0]
+        self.down, skips = _down_path(width, levels, blocks, emb_dim, dropout)
         self.middle = nn.ModuleList(
             [Level(c, c, emb_dim, attention[-1], dropout), Level(c, c, emb_dim, False, dropout)]
         )
-        self.up = nn.ModuleList()
-        for level, multiplier in reversed(list(enumerate(multipliers))):
-            for _ in range(blocks + 1):
-                self.up.append(
-                    Level(c + skips.pop(), width * multiplier, emb_dim, attention[level], dropout)
-                )
-                c = width * multiplier
-            if level > 0:
-                self.up.append(Upsample(c))
-        assert not skips, "every skip must be used once"
+        self.up = _up_path(levels, skips, blocks, emb_dim, dropout)
+        c = levels[0][0]
         self.norm_out = nn.GroupNorm(_groups(c), c)
         self.conv_out = _zero(nn.Conv2d(c, channels, 3, padding=1))
 

@@ -8,6 +8,7 @@ observe are named, with the reason, in tools/equivalent_mutants.yml; every other
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import multiprocessing
@@ -18,6 +19,7 @@ import time
 
 from tools import layout
 from tools.mutants import mutants
+from tools.reach import Reach
 from tools.slices import equation_slice
 
 TESTS = {
@@ -30,14 +32,24 @@ TESTS = {
 EQUATION_MODULES = ("schedules", "ddpm", "exact", "metrics", "unet")
 RESULT = layout.BOOK / "_data" / "mutation.json"
 EQUIVALENT = layout.ROOT / "tools" / "equivalent_mutants.yml"
+PYTEST = ["-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:nbval"]
 LIMIT = 300  # seconds for one mutant; one that takes longer (an endless loop) counts as caught
 
 
 def fingerprint(module):
-    """Hash of a module and its tests: what a stored result depends on."""
-    files = [layout.PACKAGE / f"{module}.py", layout.ROOT / "tests" / "conftest.py", *(layout.ROOT / t for t in TESTS[module])]
+    """Hash of a module without its docstrings, and of its tests: what a stored result depends on."""
+    files = [layout.ROOT / "tests" / "conftest.py", *(layout.ROOT / t for t in TESTS[module])]
     files += [layout.ROOT / "tools" / "mutants.py"]
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+    parts = [_without_docstrings(_source(module)).encode(), *(f.read_bytes() for f in files)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+def _without_docstrings(source):
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value = ast.Constant(...)
+    return ast.unparse(tree)
 
 
 def install(mutant):
@@ -67,16 +79,32 @@ def quiet():
     os.dup2(null, 2)
 
 
-def run_tests(mutant, answer):
-    """In a process of its own: do the module's tests pass?"""
+def start_tests(mutant):
+    """What every process does before it runs tests: one thread, no output, the mutant in place of its module."""
     os.setsid()
     quiet()
-    import pytest
     import torch
 
     torch.set_num_threads(1)
     install(mutant)
-    answer.put(int(pytest.main(["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:nbval", *TESTS[mutant.module]])) != 0)
+
+
+def run_tests(mutant, tests, answer):
+    """In a process of its own: does one of these tests fail?"""
+    start_tests(mutant)
+    import pytest
+
+    answer.put(int(pytest.main([*PYTEST, "-x", *tests])) != 0)
+
+
+def observe_tests(module, answer):
+    """In a process of its own: which functions of the unchanged module does each test call, and how long does it take?"""
+    start_tests(_unchanged(module))
+    import pytest
+
+    reach = Reach(layout.PACKAGE / f"{module}.py")
+    passed = int(pytest.main([*PYTEST, *TESTS[module]], plugins=[reach])) == 0
+    answer.put((reach.tests, reach.at_import) if passed else None)
 
 
 def run_slices(mutant, slices, answer):
@@ -131,11 +159,13 @@ def try_module(module, result):
     if entry.get("fingerprint") != fingerprint(module):
         entry = {"fingerprint": fingerprint(module), "verdicts": {}}
     result["modules"][module] = entry
-    if in_process(run_tests, _unchanged(module)) is not False:
+    observed = in_process(observe_tests, module)
+    if observed is None:
         sys.exit(f"the tests of {module} fail without any mutant: mend them first")
     todo = [m for m in mutants(module, _source(module)) if m.name not in entry["verdicts"]]
     for i, mutant in enumerate(todo, 1):
-        caught = in_process(run_tests, mutant) is not False
+        tests = reaching(mutant.function, *observed)
+        caught = bool(tests) and in_process(run_tests, mutant, tests) is not False
         entry["verdicts"][mutant.name] = "caught" if caught else "survived"
         if not caught or i % 20 == 0:
             print(f"{module} {i}/{len(todo)}" + ("" if caught else f"  SURVIVED line {mutant.line}: {mutant.what}"), flush=True)
@@ -143,6 +173,13 @@ def try_module(module, result):
             store(result)
     summarize(module, entry)
     store(result)
+
+
+def reaching(function, tests, at_import):
+    """The tests that may notice a change of this function, the fastest first: those that call it; all of them, if it runs when
+    the tests are imported."""
+    found = sorted(tests.values(), key=lambda t: (function not in t.functions, t.seconds))
+    return [t.name for t in found if function in t.functions or function in at_import]
 
 
 def summarize(module, entry):

@@ -68,42 +68,44 @@ def escape(text):
 
 
 def split_docstring(doc):
-    """A docstring as (paragraphs before the first section, [(section, text), ...])."""
+    """A docstring as (text before the first section, [(section, text), ...]), each text with its indentation."""
     before, sections = [], []
     for line in (doc or "").strip().splitlines():
         head, colon, rest = line.partition(":")
         if colon and head in SECTIONS:
-            sections.append((head, [rest.strip()]))
+            sections.append((head, [" " * 4 + rest.strip()]))
         elif sections:
-            sections[-1][1].append(line.strip())
+            sections[-1][1].append(line)
         else:
             before.append(line)
-    paragraphs = [block for block in re.split(r"\n\s*\n", "\n".join(before)) if block.strip()]
-    return paragraphs, [(name, "\n".join(lines).strip()) for name, lines in sections]
+    return "\n".join(before), [(name, textwrap.dedent("\n".join(lines))) for name, lines in sections]
+
+
+def text_lines(text):
+    """Paragraphs of plain text as Markdown; a paragraph that is indented stands as it was written, in a block of its own."""
+    lines = []
+    for paragraph in re.split(r"\n\s*\n", text.rstrip()):
+        if paragraph.strip() and all(line.startswith("    ") for line in paragraph.splitlines()):
+            lines += ["```text", *textwrap.dedent(paragraph).splitlines(), "```", ""]
+        else:
+            lines += [escape(" ".join(paragraph.split())), ""]
+    return lines
+
+
+def section_lines(name, text):
+    """One section of a docstring as an entry of a definition list."""
+    body = ["```python", *text.splitlines(), "```", ""] if name == "Example" else text_lines(text)
+    return [name, ":   " + body[0], *("    " + line if line else "" for line in body[1:])]
 
 
 def docstring_lines(node):
     """The docstring of a function, class or module as Markdown."""
-    paragraphs, sections = split_docstring(ast.get_docstring(node))
-    lines = []
-    for paragraph in paragraphs:
-        if all(line.startswith("    ") for line in paragraph.splitlines()):
-            lines += ["```text", *textwrap.dedent(paragraph).splitlines(), "```", ""]
-        else:
-            lines += [escape(" ".join(paragraph.split())), ""]
+    before, sections = split_docstring(ast.get_docstring(node))
+    lines = text_lines(before) if before.strip() else []
     if sections:
         lines += [":::{div} docstring"]
         for name, text in sections:
-            if name == "Example":
-                lines += [
-                    name,
-                    ":   ```python",
-                    *("    " + line for line in text.splitlines()),
-                    "    ```",
-                    "",
-                ]
-            else:
-                lines += [name, f": {escape(' '.join(text.split()))}", ""]
+            lines += section_lines(name, text)
         lines += [":::", ""]
     return lines
 
