@@ -75,6 +75,11 @@ def _check_betas(T: int, *betas: float) -> None:
             )
 
 
+def _first(wrong: Tensor) -> int:
+    """The index of the first True in a vector."""
+    return int(wrong.nonzero()[0])
+
+
 def expand(coefficient: Tensor, like: Tensor) -> Tensor:
     """Cast a float64 coefficient once and shape it to broadcast over like.
 
@@ -117,18 +122,18 @@ class NoiseSchedule:
                 f"alpha_bar has shape {tuple(table.shape)}, expected (T+1,) with T >= 1"
             )
         if table.isnan().any():
-            raise ValueError(f"alpha_bar[{int(table.isnan().nonzero()[0, 0])}] is NaN")
+            raise ValueError(f"alpha_bar[{_first(table.isnan())}] is NaN")
         if table[0] != 1:
             raise ValueError(f"alpha_bar[0] = {table[0]:g}, expected 1: index 0 is the data itself")
         falls = table[1:] < table[:-1]
         if not bool(falls.all()):
-            t = int((~falls).nonzero()[0, 0]) + 1
+            t = _first(~falls) + 1
             raise ValueError(
                 f"alpha_bar must strictly decrease, but alpha_bar[{t}] = {table[t]:g} >= "
                 f"alpha_bar[{t - 1}] = {table[t - 1]:g}"
             )
         if table[-1] <= 0:
-            t = int((table <= 0).nonzero()[0, 0])
+            t = _first(table <= 0)
             raise ValueError(
                 f"alpha_bar[{t}] = {table[t]:g}, but alpha_bar must stay above 0: x_0 cannot be "
                 "predicted from pure noise"
@@ -145,8 +150,9 @@ class NoiseSchedule:
         """
         if not isinstance(betas, Tensor) or betas.ndim != 1 or len(betas) == 0:
             raise ValueError("betas must be a tensor of shape (T,) with T >= 1")
-        if not bool(((betas > 0) & (betas < 1)).all()):
-            t = int((~((betas > 0) & (betas < 1))).nonzero()[0, 0]) + 1
+        fits = (betas > 0) & (betas < 1)
+        if not bool(fits.all()):
+            t = _first(~fits) + 1
             raise ValueError(f"beta_{t} = {betas[t - 1]:g} must lie strictly between 0 and 1")
         alphas = 1 - betas.detach().cpu().to(torch.float64)
         return cls(torch.cat([torch.ones(1, dtype=torch.float64), alphas.cumprod(0)]))
@@ -171,11 +177,14 @@ class NoiseSchedule:
         Raises: ValueError outside 0 <= t <= T; TypeError for half-precision t.
         """
         t = as_time(t, 0, self.T)
-        below = t.floor().long().clamp(max=self.T - 1)
-        fraction = t - below
+        below = t.floor().long()
+        whole = t == below
+        if bool(whole.all()):
+            return self.alpha_bar[below]
         log_table = self.alpha_bar.log()
-        between = torch.exp(torch.lerp(log_table[below], log_table[below + 1], fraction))
-        return torch.where(t == t.round(), self.alpha_bar[t.round().long()], between)
+        above = t.ceil().long()
+        between = torch.exp(torch.lerp(log_table[below], log_table[above], t - below))
+        return torch.where(whole, self.alpha_bar[below], between)
 
     def at(self, t: Time, like: Tensor) -> tuple[Tensor, Tensor]:
         """The pair of rates (signal, noise), ready to multiply like.
@@ -230,9 +239,10 @@ class NoiseSchedule:
         last = ((1 - self.alpha_bar[-1]) / self.alpha_bar[-1]).sqrt().item()
         ratio = as_time(noise_to_signal, 0, last * (1 + 1e-12), "noise_to_signal")
         depth = -self.alpha_bar.log()
-        wanted = torch.log1p(ratio**2).clamp(max=depth[-1].item())
-        above = torch.searchsorted(depth, wanted).clamp(min=1)
-        return above - 1 + (wanted - depth[above - 1]) / (depth[above] - depth[above - 1])
+        wanted = torch.log1p(ratio**2)
+        above = torch.searchsorted(depth, wanted, right=True).clamp(max=self.T)
+        share = (wanted - depth[above - 1]) / (depth[above] - depth[above - 1])
+        return (above - 1 + share).clamp(max=self.T)
 
 
 def timesteps(T: int, S: int, spacing: Spacing = "trailing") -> Tensor:

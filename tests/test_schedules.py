@@ -77,6 +77,12 @@ def test_betas_lie_between_0_and_1(beta):
         cosine_betas(10, s=-0.1 if not math.isnan(beta) else beta)
 
 
+@pytest.mark.parametrize("make", [linear_betas, scaled_linear_betas])
+def test_the_first_bad_end_is_named(make):
+    with pytest.raises(ValueError, match=r"beta = -0\.5"):
+        make(10, -0.5, 2.0)
+
+
 def test_the_table_is_the_running_product():
     betas = torch.tensor([0.1, 0.2, 0.5], dtype=F64)
     schedule = NoiseSchedule.from_betas(betas)
@@ -108,8 +114,10 @@ def test_the_table_is_a_copy():
         (torch.tensor([1, 0.5, 0.5], dtype=F64), ValueError, r"alpha_bar\[2\] = 0.5 >="),
         (torch.tensor([1, 0.5, 0.6], dtype=F64), ValueError, r"alpha_bar\[2\] = 0.6 >="),
         (torch.tensor([1, 0.5, 0.0], dtype=F64), ValueError, r"alpha_bar\[2\] = 0"),
+        (torch.tensor([1, 0.5, 0.6, 0.2, 0.3], dtype=F64), ValueError, r"alpha_bar\[2\] = 0.6 >="),
         (torch.tensor([1, -0.5, -0.6], dtype=F64), ValueError, r"alpha_bar\[1\] = -0.5"),
         (torch.tensor([1, math.nan, 0.1], dtype=F64), ValueError, r"alpha_bar\[1\] is NaN"),
+        (torch.tensor([1, math.nan, math.nan], dtype=F64), ValueError, r"alpha_bar\[1\] is NaN"),
     ],
 )
 def test_bad_tables_are_refused(table, error, message):
@@ -117,10 +125,10 @@ def test_bad_tables_are_refused(table, error, message):
         NoiseSchedule(table)
 
 
-@pytest.mark.parametrize("betas", [torch.tensor([0.1, 1.0]), torch.tensor([0.1, math.nan])])
-def test_bad_betas_are_named(betas):
-    with pytest.raises(ValueError, match="beta_2 = "):
-        NoiseSchedule.from_betas(betas)
+@pytest.mark.parametrize("wrong", [1.0, 0.0, -0.1, math.nan])
+def test_the_first_bad_beta_is_named(wrong):
+    with pytest.raises(ValueError, match=f"beta_2 = {wrong:g} must"):
+        NoiseSchedule.from_betas(torch.tensor([0.1, wrong, 0.5, 2.0]))
 
 
 @pytest.mark.parametrize("betas", [torch.zeros(0), torch.ones(2, 2), 0.1])
@@ -213,8 +221,13 @@ def test_time_at_inverts_the_ratio(schedule):
     assert schedule.time_at(ratio.reshape(5, 201)).shape == (5, 201)
     with pytest.raises(ValueError, match="noise_to_signal = -1"):
         schedule.time_at(-1)
+
+
+def test_time_at_ends_with_the_schedule(schedule):
+    last = ((1 - schedule.alpha_bar[-1]) / schedule.alpha_bar[-1]).sqrt().item()
+    assert schedule.time_at(last * (1 + 5e-13)) == 1000  # rounding of the caller is forgiven
     with pytest.raises(ValueError, match="noise_to_signal"):
-        schedule.time_at(1e9)
+        schedule.time_at(last * (1 + 1e-9))
 
 
 @pytest.mark.parametrize(

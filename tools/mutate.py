@@ -20,7 +20,7 @@ import time
 from tools import layout
 from tools.mutants import mutants
 from tools.reach import Reach
-from tools.slices import equation_slice
+from tools.slices import RAISED, equation_slice
 
 TESTS = {
     "schedules": ["tests/test_schedules.py"],
@@ -33,6 +33,8 @@ EQUATION_MODULES = ("schedules", "ddpm", "exact", "metrics", "unet")
 RESULT = layout.BOOK / "_data" / "mutation.json"
 EQUIVALENT = layout.ROOT / "tools" / "equivalent_mutants.yml"
 PYTEST = ["-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:nbval"]
+FORMULA = ("sign", "dropped sqrt", "dropped power", "dropped term", "dropped factor", "operator")  # tried first on equations
+SLICE_LIMIT = 600
 LIMIT = 300  # seconds for one mutant; one that takes longer (an endless loop) counts as caught
 
 
@@ -102,21 +104,24 @@ def observe_tests(module, answer):
     start_tests(_unchanged(module))
     import pytest
 
-    reach = Reach(layout.PACKAGE / f"{module}.py")
+    reach = Reach(module)
     passed = int(pytest.main([*PYTEST, *TESTS[module]], plugins=[reach])) == 0
-    answer.put((reach.tests, reach.at_import) if passed else None)
+    answer.put((reach.tests, reach.outside) if passed else None)
 
 
-def run_slices(mutant, slices, answer):
-    """In a process of its own: which checks of the chapters' slices fail? Answers {equation: [claim, ...]}."""
-    os.setsid()
-    quiet()
-    import torch
+def run_slice(mutant, part, answer):
+    """In a process of its own: which checks of this part of a chapter fail? Answers {equation: [claim, ...]}."""
+    start_tests(mutant)
+    answer.put(part.failures())
 
-    torch.set_num_threads(1)
-    if mutant is not None:
-        install(mutant)
-    answer.put({name: s.failures() for name, s in slices.items()})
+
+def observe_slice(part, answer):
+    """In a process of its own: the failures of the unchanged package (there should be none), and the functions that are called."""
+    start_tests(_unchanged("exact"))
+    reach = Reach(*EQUATION_MODULES)
+    failed = part.failures()
+    sys.setprofile(None)
+    answer.put((failed, reach.outside))
 
 
 def in_process(target, *arguments, limit=LIMIT):
@@ -164,7 +169,7 @@ def try_module(module, result):
         sys.exit(f"the tests of {module} fail without any mutant: mend them first")
     todo = [m for m in mutants(module, _source(module)) if m.name not in entry["verdicts"]]
     for i, mutant in enumerate(todo, 1):
-        tests = reaching(mutant.function, *observed)
+        tests = reaching(mutant, *observed)
         caught = bool(tests) and in_process(run_tests, mutant, tests) is not False
         entry["verdicts"][mutant.name] = "caught" if caught else "survived"
         if not caught or i % 20 == 0:
@@ -175,11 +180,12 @@ def try_module(module, result):
     store(result)
 
 
-def reaching(function, tests, at_import):
-    """The tests that may notice a change of this function, the fastest first: those that call it; all of them, if it runs when
+def reaching(mutant, tests, outside):
+    """The tests that may notice this change, the fastest first: those that call the function; all of them, if it is called when
     the tests are imported."""
+    function = mutant.module, mutant.function
     found = sorted(tests.values(), key=lambda t: (function not in t.functions, t.seconds))
-    return [t.name for t in found if function in t.functions or function in at_import]
+    return [t.name for t in found if function in t.functions or function in outside]
 
 
 def summarize(module, entry):
@@ -197,39 +203,49 @@ def summarize(module, entry):
     )
 
 
-def try_equations(result, enough=1):
-    """Run the chapters' slices against mutants until every equation has been failed `enough` times."""
-    slices = {layout.chapter_name(p): equation_slice(p) for p in layout.chapters()}
-    slices = {name: s for name, s in slices.items() if s.equations}
-    baseline = {name: in_process(run_slices, None, {name: s})[name] for name, s in slices.items()}
-    caught = {key: [] for s in slices.values() for key in s.equations}
-    queue = _interleaved([mutants(module, _source(module)) for module in EQUATION_MODULES])
-    for i, mutant in enumerate(queue):
-        open_ = {n: s for n, s in slices.items() if any(len(caught[k]) < enough for k in s.equations)}
-        if not open_:
-            break
-        for name, s in open_.items():
-            failed = in_process(run_slices, mutant, {name: s}, limit=60)
-            for key, claims in (failed or {}).get(name, {}).items():
-                if set(claims) - set(baseline[name].get(key, [])):
-                    caught[key].append(mutant.name)
-        if i % 20 == 0:
-            print(f"equations, mutant {i}: {sum(bool(v) for v in caught.values())} of {len(caught)} failed by one", flush=True)
-            store(result | {"equations": caught})
-    result["equations"] = caught
-    store(result)
-    print(f"equations: {sum(bool(v) for v in caught.values())} of {len(caught)} have a check that a mutant makes fail")
+def try_equations(result):
+    """For every chapter: run its checks of equations against mutants of the functions that they call, until each equation has
+    been failed by one."""
+    caught = result["equations"] = {}
+    for path in layout.chapters():
+        part = equation_slice(path)
+        if part.equations:
+            for key, name in failed_by(path, part).items():
+                caught.setdefault(key, []).extend([name] if name else [])
+            store(result)
+    print(f"equations: {sum(map(bool, caught.values()))} of {len(caught)} have a check that a mutant makes fail")
     for key, found in caught.items():
         if not found:
             print(f"  no mutant fails a check of {key}")
 
 
+def failed_by(path, part):
+    """{equation: the first mutant that makes one of this chapter's checks of it fail, or None}."""
+    chapter, caught = layout.chapter_name(path), dict.fromkeys(part.equations)
+    observed = in_process(observe_slice, part, limit=SLICE_LIMIT)
+    if observed is None or observed[0]:
+        sys.exit(f"{chapter}: checks fail, or take too long, without any mutant: {observed}")
+    called = observed[1]
+    queue = _interleaved([m for m in mutants(module, _source(module)) if (module, m.function) in called] for module in EQUATION_MODULES)
+    for i, mutant in enumerate(queue, 1):
+        failed = in_process(run_slice, mutant, part, limit=SLICE_LIMIT) or {}
+        for key, claims in failed.items():
+            if caught.get(key, "") is None and set(claims) != {RAISED}:  # a number must be wrong; stopping is not enough
+                caught[key] = mutant.name
+                print(f"{chapter}, mutant {i} of {len(queue)}: {key} failed by {mutant.name}", flush=True)
+        left = [key for key, name in caught.items() if name is None]
+        if not left:
+            break
+        part = equation_slice(path, left)
+    return caught
+
+
 def _interleaved(lists):
-    """Mutants of different functions in turn, so that every function is soon touched."""
+    """Mutants of different functions in turn, those that change a formula before the others."""
     groups = {}
     for m in (m for found in lists for m in found):
         groups.setdefault((m.module, m.function), []).append(m)
-    rows = list(groups.values())
+    rows = [sorted(row, key=lambda m: not m.what.startswith(FORMULA)) for row in groups.values()]
     return [row[i] for i in range(max(map(len, rows))) for row in rows if i < len(row)]
 
 

@@ -1,4 +1,4 @@
-"""A pytest plugin that notes which functions of one file each test calls, and how long the test takes."""
+"""Which functions of the package does a piece of code call? And each test, and how long does it take?"""
 
 import sys
 import time
@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tools import layout
+
 
 @dataclass
 class Test:
-    """One test: its id, the names of the functions that it called, its time."""
+    """One test: its id, the (module, function) pairs that it called, its time."""
 
     name: str
     functions: set = field(default_factory=set)
@@ -17,18 +19,20 @@ class Test:
 
 
 class Reach:
-    """`tests`: {id: Test}; `at_import`: functions that were called while the tests were imported."""
+    """Notes every call of a function of these modules of the package, from now on; as a pytest plugin, test by test.
 
-    def __init__(self, path):
-        self.path = str(path)
+    `tests`: {id: Test}; `outside`: what was called outside of a test, as when the tests are imported.
+    """
+
+    def __init__(self, *modules):
+        self.files = {str(layout.PACKAGE / f"{module}.py"): module for module in modules}
         self.tests = {}
-        self.at_import = set()
-        self._now = self.at_import
+        self.outside = self._now = set()
         sys.setprofile(self._note)
 
     def _note(self, frame, event, argument):
-        if event == "call" and frame.f_code.co_filename == self.path:
-            self._now.add(frame.f_code.co_name)
+        if event == "call" and (module := self.files.get(frame.f_code.co_filename)):
+            self._now.add((module, frame.f_code.co_name))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
@@ -38,4 +42,4 @@ class Reach:
             return (yield)
         finally:
             test.seconds = time.perf_counter() - began
-            self._now = set()
+            self._now = self.outside

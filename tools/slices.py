@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from tools import layout
 
+RAISED = "the check's cell raised"
+
 
 @dataclass
 class Slice:
@@ -16,7 +18,8 @@ class Slice:
     equations: list
 
     def failures(self):
-        """Run the cells; {equation: [claim, ...]} of the checks that failed. A cell that raises fails its own checks."""
+        """Run the cells; {equation: [claim, ...]} of the checks that failed. A cell that raises fails its own checks, with the
+        claim RAISED."""
         from diffusion_core import checks
 
         failed = {}
@@ -37,14 +40,14 @@ class Slice:
                     exec(compile(source, self.chapter, "exec"), scope)
                 except Exception:
                     for key in _equations_of(source):
-                        failed.setdefault(key, []).append("the check's cell raised")
+                        failed.setdefault(key, []).append(RAISED)
         finally:
             checks.check = real
         return failed
 
 
-def equation_slice(path):
-    """The slice of one notebook."""
+def equation_slice(path, keys=None):
+    """The slice of one notebook; with `keys`, the part of it that leads to the checks of these equations."""
     notebook = json.loads(path.read_text(encoding="utf8"))
     sources = [_plain("".join(c["source"])) for c in notebook["cells"] if c["cell_type"] == "code"]
     trees = [ast.parse(source) for source in sources]
@@ -53,7 +56,8 @@ def equation_slice(path):
         stores = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         stores |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
         stores |= {a.asname or a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
-        if _equations_of(source) or stores & needed:
+        found = _equations_of(source)
+        if (found if keys is None else set(found) & set(keys)) or stores & needed:
             keep.append(source)
             needed |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     keep.reverse()
