@@ -3,7 +3,8 @@
 Three tables, written to book/_data/benchmarks.json with their provenance; finished rows are kept, a stopped run goes on.
   overhead  one net, three libraries around it: what the library costs besides the net (aim: ratio >= 1.0)
   recipes   each library with the net its own documentation builds: multiply-adds, peak memory, time of a step
-  budget    Fréchet distance after equal seconds of training, sampled alike (needs MNIST: --data or DIFFUSION_DATA)
+  budget    Fréchet distance after equal seconds of training (on a CPU: of processor time), sampled alike (needs MNIST: --data or
+            DIFFUSION_DATA)
 A ratio is the other's time over ours: above 1, ours is faster. Each is a median over rounds with the middle half of the rounds
 beside it; in every round each contender runs once, in an order drawn anew.
 """
@@ -64,6 +65,16 @@ class Trainer:
         return loss
 
 
+def budget_seconds_of(function, device: str) -> float:
+    """Time of one call as the budget counts it: wall time of a GPU; on a CPU the processor's time, summed over threads, which
+    what else the machine does hardly changes."""
+    if device == "cuda":
+        return seconds_of(function, device)
+    began = time.process_time()
+    function()
+    return time.process_time() - began
+
+
 def seconds_of(function, device: str) -> float:
     """Wall time of one call, the device's queue emptied before and after."""
     if device == "cuda":
@@ -109,7 +120,7 @@ def compare(contenders: list[Contender], arguments: argparse.Namespace) -> list[
         return call
 
     train = interleaved({n: (lambda t=t: t.step(x)) for n, t in trainers.items()}, arguments.rounds, device, arguments.repeat)
-    peak = {n: peak_memory(lambda t=t: t.step(x), device) for n, t in trainers.items()}
+    peak = {n: peak_memory(t, x) for n, t in trainers.items()}
     sample = interleaved({c.name: sampling(c) for c in contenders}, arguments.rounds, device, arguments.repeat)
     rows = []
     for c in contenders:
@@ -130,14 +141,29 @@ def compare(contenders: list[Contender], arguments: argparse.Namespace) -> list[
     return rows
 
 
-def peak_memory(step, device: str) -> float | None:
-    """Peak GPU memory of one training step in MiB; not measured on a CPU."""
-    if device != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    torch.cuda.synchronize()
-    return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+def peak_memory(trainer: Trainer, x: Tensor) -> float:
+    """MiB that tensors take at the height of one training step: weights, Adam's two moments, and what the step allocates."""
+    kept = sum(p.numel() * p.element_size() for p in trainer.parameters) * 3
+    return round((kept + allocated_by(lambda: trainer.step(x), trainer.device)) / 2**20, 1)
+
+
+def allocated_by(step, device: str) -> int:
+    """Bytes above the start at the height of one call: of the allocator on a GPU, of the profiler's record on a CPU."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as record:
+        step()
+    changes = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    height = now = 0
+    for event in sorted(changes, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        height = max(height, now)
+    return height
 
 
 def padded(pixels: Tensor) -> Tensor:
@@ -165,7 +191,7 @@ def budget_rows(arguments: argparse.Namespace, rows: list[dict], store) -> None:
             spent, k = 0.0, 0
             for budget in arguments.budgets:
                 while spent < budget:
-                    spent += seconds_of(lambda: one_step(trainer, ema, pixels, arguments, k), arguments.device)  # noqa: B023
+                    spent += budget_seconds_of(lambda: one_step(trainer, ema, pixels, arguments, k), arguments.device)  # noqa: B023
                     k += 1
                 x = samples_of(c, ema.net, schedule, arguments, seed)
                 _, features = classify(classifier, x)
@@ -224,6 +250,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--repeat", type=int, default=None, help="steps in one timing (default: 1 on a CPU, 20 on a GPU)")
     parser.add_argument("--data", help="folder with torchvision's MNIST")
+    parser.add_argument("--threads", type=int, help="of a CPU (default: all)")
     parser.add_argument("--budgets", type=float, nargs="+", default=[30, 60, 120], metavar="SECONDS")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=1000)
@@ -235,6 +262,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments = build_parser().parse_args()
     arguments.repeat = arguments.repeat or (20 if arguments.device == "cuda" else 1)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     tables = arguments.tables or ["overhead", "recipes", "budget"]
     unknown = set(tables) - {"overhead", "recipes", "budget"}
     if unknown:

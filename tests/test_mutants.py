@@ -88,6 +88,30 @@ def _imported_score_sign(mutant, answer):
     answer.put(int(score.sign()))
 
 
+def test_only_tests_that_reach_a_function_are_run():
+    tests, outside = mutate.in_process(mutate.observe_tests, "exact", limit=200)
+    functions = {name.split("::")[1].split("[")[0]: t.functions for name, t in tests.items()}
+    assert ("exact", "score") in functions["test_eps_is_the_expected_noise"]
+    assert ("exact", "score") not in functions["test_the_density_integrates_to_1"]
+    score = next(m for m in mutants("exact", mutate._source("exact")) if m.function == "score")
+    found = mutate.reaching(score, tests, outside)
+    assert 1 < len(found) < len(tests)
+    assert [tests[name].seconds for name in found] == sorted(tests[name].seconds for name in found)
+
+
+def test_a_slice_can_be_of_some_equations_only():
+    cells = [
+        "a, b = 1.0, 2.0",
+        "check('a', a - 1, within=0, equation='DDPM 4')",
+        "check('b', b - 1, within=0, equation='DDPM 7')",
+    ]
+    path = layout.BOOK / "1-intuition" / "not-a-chapter.ipynb"
+    text = json.dumps({"cells": [{"cell_type": "code", "source": c} for c in cells]})
+    found = slices.equation_slice(_File(path, text), ["DDPM 4"])
+    assert found.equations == ["DDPM 4"]
+    assert len(found.cells) == 2
+
+
 def test_a_slice_is_the_cells_that_a_check_needs(tmp_path):
     cells = [
         "import math\nfrom diffusion_core.checks import check",

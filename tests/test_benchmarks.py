@@ -1,0 +1,40 @@
+"""The benchmarks' own measures; the tables themselves are checked where they are shown."""
+
+import pytest
+import torch
+
+from benchmarks.__main__ import Trainer, allocated_by, budget_seconds_of, peak_memory, spread
+from benchmarks.rivals import ours
+from diffusion_core.unet import UNet
+
+MIB = 2**20
+
+
+def test_allocated_memory_is_the_height_not_the_sum():
+    def one_after_the_other():
+        for _ in range(3):
+            torch.ones(MIB)
+
+    def two_at_once():
+        return torch.ones(MIB), torch.ones(MIB)
+
+    assert allocated_by(one_after_the_other, "cpu") == pytest.approx(4 * MIB, rel=0.01)
+    assert allocated_by(two_at_once, "cpu") == pytest.approx(8 * MIB, rel=0.01)
+
+
+def test_peak_memory_grows_with_the_batch_not_below_the_weights():
+    net = UNet(width=8, multipliers=(1, 2), attention=(False, False))
+    trainer = Trainer(ours(net, net), "cpu", bf16=False)
+    weights = 12 * sum(p.numel() for p in net.parameters()) / MIB
+    small, large = (peak_memory(trainer, torch.randn(n, 1, 32, 32)) for n in (1, 8))
+    assert weights < small < large < 8 * small
+
+
+def test_a_budget_counts_work_and_not_waiting():
+    import time
+
+    assert budget_seconds_of(lambda: time.sleep(0.2), "cpu") < 0.1
+
+
+def test_spread_is_the_middle_half():
+    assert spread([float(v) for v in range(1, 12)]) == {"median": 6, "low": 3, "high": 9, "n": 11}
