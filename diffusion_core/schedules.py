@@ -269,7 +269,7 @@ def timesteps(T: int, S: int, spacing: Spacing = "trailing") -> Tensor:
     elif spacing == "linspace":
         rising = 1 + (i * (T - 1) / (S - 1)).round()
     else:
-        rising = _ties_moved_up(1 + (i**2 * (0.8 * T / (S - 1) ** 2)).floor()).clamp(max=T)
+        rising = _ties_moved_up(1 + (i**2 * (0.8 * T / (S - 1) ** 2)).floor())
     return torch.cat([torch.zeros(1, dtype=torch.long), rising.long()]).flip(0)
 
 
@@ -287,13 +287,13 @@ def karras_times(schedule: NoiseSchedule, S: int, rho: float = 7.0) -> Tensor:
 
             sigma_i = (a + i/(S-1) (b - a))^rho,  a = sigma_max^(1/rho),  b = sigma_min^(1/rho)
     Shapes: result (S+1,), float64, strictly decreasing from T to 0.
-    Raises: ValueError if S < 2 or rho <= 0.
+    Raises: ValueError if S < 2 or rho < 1.
     """
-    if S < 2 or rho <= 0:
-        raise ValueError(f"S = {S}, rho = {rho}: the grid needs S >= 2 and rho > 0")
+    if S < 2 or not rho >= 1:
+        raise ValueError(f"S = {S}, rho = {rho}: the grid needs S >= 2 and rho >= 1 (EDM uses 7)")
     smallest, largest = (1 / schedule.snr(torch.tensor([1, schedule.T]))).sqrt() ** (1 / rho)
     sigmas = torch.lerp(largest, smallest, torch.arange(S, dtype=torch.float64) / (S - 1)) ** rho
-    times = schedule.time_at(sigmas.clamp(max=largest.item() ** rho))
+    times = schedule.time_at(sigmas)
     times = torch.cat([times, torch.zeros(1, dtype=torch.float64)])
     times[0], times[-2] = schedule.T, 1.0
     return times

@@ -274,6 +274,17 @@ def test_the_quadratic_grid_moves_ties_up():
     assert times[:5].tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace", "quadratic"])
+def test_short_chains_have_every_grid(spacing):
+    for T in range(2, 13):
+        for S in range(2, T + 1):
+            times = timesteps(T, S, spacing)
+            assert (times.diff() < 0).all()
+            assert times[0] <= T
+            assert times[-2] >= 1
+            assert times[-1] == 0
+
+
 @pytest.mark.parametrize(("T", "S"), [(10, 0), (10, 11), (10, -1)])
 def test_impossible_grids(T, S):
     with pytest.raises(ValueError, match=f"S = {S} steps"):
@@ -301,9 +312,11 @@ def test_karras_grid_is_even_in_the_root_of_sigma(schedule):
     roots = ((1 - a) / a).sqrt() ** (1 / 3)
     close(roots.diff(), roots.diff().mean().expand(9), 1e-9)
     assert karras_times(schedule, 2).tolist() == [1000, 1, 0]
+    close(karras_times(schedule, 10), karras_times(schedule, 10, rho=7.0), 0)
+    assert karras_times(schedule, 10, rho=1.0)[0] == 1000
 
 
-@pytest.mark.parametrize(("S", "rho"), [(1, 7.0), (10, 0.0), (10, -1.0)])
+@pytest.mark.parametrize(("S", "rho"), [(1, 7.0), (10, 0.5), (10, -1.0), (10, math.nan)])
 def test_impossible_karras_grids(linear, S, rho):
     with pytest.raises(ValueError, match=f"S = {S}, rho = {rho}"):
         karras_times(linear, S, rho)
