@@ -68,6 +68,17 @@ def test_dtype_and_device_of_the_state_are_kept(linear):
     assert predict_x0(x, x, t, linear).dtype == torch.bfloat16
 
 
+def test_rates_have_the_precision_of_the_state(linear):
+    """x_0 in bfloat16 beside a float64 x_t: nothing is rounded that was not rounded before."""
+    x_0, x_t, t = normal(2, 3).bfloat16(), normal(2, 3, seed=1), torch.tensor([500, 20])
+    close(predict_eps(x_0, x_t, t, linear), predict_eps(x_0.double(), x_t, t, linear), 0)
+    mean, var = q_posterior(x_0, x_t, t, t - 1, linear)
+    wide_mean, wide_var = q_posterior(x_0.double(), x_t, t, t - 1, linear)
+    assert mean.dtype == var.dtype == F64
+    close(mean, wide_mean, 0)
+    close(var, wide_var, 0)
+
+
 # --- posterior ---
 
 
@@ -392,6 +403,29 @@ def test_times_must_fit_each_other(linear):
         ddpm_step(x, x, torch.tensor([5, 6]), torch.tensor([1, 2, 3]), x, linear)
     with pytest.raises(ValueError, match=r"s = 5 is not before t = 5"):
         ddpm_step(x, x, torch.tensor([6, 5]), torch.tensor(5), x, linear)
+
+
+@pytest.mark.parametrize(
+    ("t", "s", "message"),
+    [
+        (-1, -2, "t = -1 is outside"),
+        (5, -0.5, r"s = -0\.5 is outside"),
+        (1001, 0, "t = 1001 is out"),
+    ],
+)
+def test_a_time_outside_its_domain_is_named(linear, t, s, message):
+    x = normal(2, 3)
+    with pytest.raises(ValueError, match=message):
+        ddpm_step(x, x, t, s, x, linear)
+
+
+def test_real_times_down_to_0_are_times(linear):
+    x, eps = normal(2, 3), normal(2, 3, seed=1)
+    mean, _ = q_posterior(x, x, 0.5, 0.25, linear)
+    assert mean.isfinite().all()
+    close(predict_eps(x, q_sample(x, 0.5, eps, linear), 0.5, linear), eps, 1e-10)
+    with pytest.raises(ValueError, match="t = -1 is outside"):
+        predict_eps(x, x, -1, linear)
 
 
 def test_eps_needs_a_positive_time(linear):
