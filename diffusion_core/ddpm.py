@@ -252,7 +252,7 @@ def last(steps: Iterable[Step]) -> Tensor:
     final = collections.deque(steps, maxlen=1)
     if not final:
         raise ValueError("the sampler made no step: an iterator can be used up only once")
-    return final[0].x
+    return final.pop().x
 
 
 def eps_loss(
@@ -417,7 +417,7 @@ def _log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
     flip = lower > 0
     lower, upper = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
-    return log_upper + torch.log1p(-torch.exp(log_lower - log_upper).clamp(max=1 - 1e-16))
+    return log_upper + torch.log1p(-torch.exp(log_lower - log_upper))
 
 
 def bits_per_dim(nats: Tensor, x_0: Tensor) -> Tensor:

@@ -249,9 +249,9 @@ def _push(eps_model, mean, variance, t, s, schedule, kind):
 
 
 def test_the_sampler_is_the_step_in_a_loop(linear, mixture):
-    x_T, times = normal(5, 2), timesteps(1000, 7)
-    eps_model = mixture.eps_model(linear)
-    steps = list(ddpm_sample(eps_model, x_T, times, linear, generator=_seeded(3)))
+    x_T, times = normal(5, 2), torch.tensor([1000, 700, 30, 2, 1, 0])
+    eps_model, theirs = mixture.eps_model(linear), _seeded(3)
+    steps = list(ddpm_sample(eps_model, x_T, times, linear, generator=theirs))
     assert [s.t.item() for s in steps] == times[1:].tolist()
     generator, x = _seeded(3), x_T
     for i, (t, s) in enumerate(itertools.pairwise(times)):
@@ -260,6 +260,7 @@ def test_the_sampler_is_the_step_in_a_loop(linear, mixture):
         noise = draw(x, generator) if s > 0 else torch.zeros_like(x)
         x = ddpm_step(eps, x, t, s, noise, linear)
         close(steps[i].x, x, 0)
+    assert torch.equal(generator.get_state(), theirs.get_state())  # nothing is drawn for s = 0
     close(last(iter(steps)), x, 0)
 
 
@@ -480,6 +481,12 @@ def test_simple_loss_draws_every_step_evenly(linear):
     assert again == loss
     many = simple_loss(model, torch.zeros(2, 3), linear, generator=[_seeded(0), _seeded(1)])
     assert many == simple_loss(model, torch.zeros(2, 3), linear, generator=[_seeded(0), _seeded(1)])
+    t = torch.randint(1, 1001, (2,), generator=_seeded(0))  # the first generator draws the times
+    after = _seeded(0)
+    torch.randint(1, 1001, (2,), generator=after)
+    eps = torch.stack([torch.randn(3, generator=g) for g in (after, _seeded(1))])
+    assert many == eps_loss(model, torch.zeros(2, 3), t, eps, linear).mean()
+    assert simple_loss(model, torch.zeros(5, 3), linear).isfinite()
     with pytest.raises(ValueError, match="2 generators for a batch of 3"):
         simple_loss(model, torch.zeros(3, 3), linear, generator=[_seeded(0), _seeded(1)])
 
@@ -552,6 +559,21 @@ def test_the_last_term_takes_beta_tilde_2(variance):
     close(term, nll.expand(2), 1e-11)
 
 
+def test_the_last_term_is_the_decoder_of_the_pixels():
+    """L_0 of pixels, black and white among them, with the model's mean and the pixel's open bins."""
+    schedule = _tiny()
+    x_0 = torch.tensor([[-1.0, 1.0, 51 / 255 * 2 - 1]], dtype=F64)
+    eps = normal(1, 3)
+    wrong = eps + 0.3
+    mean = x_0 - (1 / schedule.alpha_bar[1] - 1).sqrt() * 0.3
+    sigma = schedule.betas[0].sqrt()
+    edges = ((x_0 - 1 / 255 - mean) / sigma, (x_0 + 1 / 255 - mean) / sigma)
+    below, above = (torch.special.ndtr(e) for e in edges)
+    mass = above[0, 0] * (1 - below[0, 1]) * (above[0, 2] - below[0, 2])
+    term = vlb_term(lambda x, t: wrong, x_0, 1, eps, schedule, variance="beta")
+    close(term, -mass.log().reshape(1), 1e-9)
+
+
 def test_the_discretized_decoder_is_a_distribution_over_pixels():
     """DDPM eq. 13: the 256 bins' probabilities sum to 1, for any mean and sigma."""
     pixels = (torch.arange(256, dtype=F64) / 127.5 - 1)[:, None]
@@ -585,8 +607,9 @@ def test_decoder_arguments(linear):
     x = 1.5 * torch.ones(1, 2, dtype=F64)
     with pytest.raises(ValueError, match="decoder = 'other' is unknown"):
         decoder_nll(x, x, x, "other")
-    with pytest.raises(ValueError, match=r"max \|x_0\| = 1.5"):
-        decoder_nll(x, x, x)
+    for outside in (x, -x):
+        with pytest.raises(ValueError, match=r"max \|x_0\| = 1.5"):
+            decoder_nll(outside, x, x)
     with pytest.raises(ValueError, match="variance = 'other' is unknown"):
         vlb_term(lambda a, t: a, x, 5, x, linear, variance="other")
 
