@@ -6,7 +6,7 @@ import json
 import pytest
 import yaml
 
-from tools import layout, mutate, slices
+from tools import layout, mutate, slices, verdicts
 from tools.mutants import mutants
 
 SOURCE = '''
@@ -53,7 +53,7 @@ def test_each_mutant_is_one_change_and_has_a_name_of_its_own():
         assert sum(a != b for a, b in zip(lines, original, strict=True)) == 1
 
 
-@pytest.mark.parametrize("name", yaml.safe_load(mutate.EQUIVALENT.read_text(encoding="utf8")) or {})
+@pytest.mark.parametrize("name", yaml.safe_load(verdicts.EQUIVALENT.read_text(encoding="utf8")) or {})
 def test_equivalent_mutants_still_exist(name):
     module = name.split(".py")[0]
     source = (layout.PACKAGE / f"{module}.py").read_text(encoding="utf8")
@@ -64,7 +64,7 @@ def test_a_mutant_is_what_the_import_gives():
     """In a process of its own: the tests of `exact` pass unchanged; with the score's sign flipped they fail."""
     mutant = next(
         m
-        for m in mutants("exact", mutate._source("exact"))
+        for m in mutants("exact", verdicts.source("exact"))
         if m.function == "score" and m.what.startswith("dropped sign")
     )
     assert mutate.in_process(_imported_score_sign, mutant, limit=100) == -1
@@ -93,7 +93,7 @@ def test_only_tests_that_reach_a_function_are_run():
     functions = {name.split("::")[1].split("[")[0]: t.functions for name, t in tests.items()}
     assert ("exact", "score") in functions["test_eps_is_the_expected_noise"]
     assert ("exact", "score") not in functions["test_the_density_integrates_to_1"]
-    score = next(m for m in mutants("exact", mutate._source("exact")) if m.function == "score")
+    score = next(m for m in mutants("exact", verdicts.source("exact")) if m.function == "score")
     found = mutate.reaching(score, tests, outside)
     assert 1 < len(found) < len(tests)
     assert [tests[name].seconds for name in found] == sorted(tests[name].seconds for name in found)

@@ -14,7 +14,7 @@ import re
 from collections import defaultdict
 from functools import cache
 
-from tools import layout
+from tools import layout, verdicts
 from tools.markdown import cell_text, headings_and_text, in_table, link_to
 
 PAGE = layout.BOOK / "reference" / "ledger.md"
@@ -63,8 +63,7 @@ def checks():
 
 def mutants():
     """{key: mutants that made a check of this equation fail}, or None where no mutation run is stored."""
-    path = layout.BOOK / "_data" / "mutation.json"
-    return json.loads(path.read_text(encoding="utf8"))["equations"] if path.exists() else None
+    return verdicts.load()["equations"] or None
 
 
 def proven(key, kind, checks, caught):
@@ -98,7 +97,7 @@ def page():
         "Every equation of a paper that a chapter displays stands here, with the check that the chapter runs for it, the bound of",
         "that check, what it measured when the chapter last ran, and how many bugs, put mechanically into the package, made it fail.",
         "A *definition* counts as proven if a check shows that the code computes it. An *identity* or a *theorem* counts only",
-        "if, besides, at least one injected bug makes its check fail: a check that nothing can fail proves nothing.",
+        "if, besides, at least one [injected bug](bugs.md) makes its check fail: a check that nothing can fail proves nothing.",
         "",
         "This page is made from the chapters and their last run by `make pages`; nobody writes it.",
         "",

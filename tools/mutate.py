@@ -8,9 +8,7 @@ observe are named, with the reason, in tools/equivalent_mutants.yml; every other
 """
 
 import argparse
-import ast
-import hashlib
-import json
+import importlib
 import multiprocessing
 import os
 import signal
@@ -19,39 +17,22 @@ import time
 
 from tools import layout
 from tools.mutants import mutants
+from tools.pages import write_all
 from tools.reach import Reach
 from tools.slices import RAISED, equation_slice
+from tools.verdicts import RESULT, TESTS, fingerprint, load, source, store, summary
 
-TESTS = {
-    "schedules": ["tests/test_schedules.py"],
-    "ddpm": ["tests/test_ddpm.py"],
-    "exact": ["tests/test_exact.py"],
-    "unet": ["tests/test_unet.py"],
-    "training": ["tests/test_training.py"],
-}
 EQUATION_MODULES = ("schedules", "ddpm", "exact", "metrics", "unet")
-RESULT = layout.BOOK / "_data" / "mutation.json"
-EQUIVALENT = layout.ROOT / "tools" / "equivalent_mutants.yml"
 PYTEST = ["-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:nbval"]
 FORMULA = ("sign", "dropped sqrt", "dropped power", "dropped term", "dropped factor", "operator")  # tried first on equations
+# imported before the forks, so that each of them starts fast; the package itself must not be among them
+HEAVY = (
+    *("torch", "torch.utils.flop_counter", "torchvision.datasets", "accelerate", "safetensors.torch", "scipy.linalg", "sklearn.datasets"),
+    *("diffusers.models.unets.unet_2d", "diffusers.models.embeddings", "diffusers.schedulers.scheduling_ddpm"),
+    *("diffusers.schedulers.scheduling_ddim", "denoising_diffusion_pytorch", "matplotlib.pyplot", "IPython.display", "pytest"),
+)
 SLICE_LIMIT = 600
 LIMIT = 300  # seconds for one mutant; one that takes longer (an endless loop) counts as caught
-
-
-def fingerprint(module):
-    """Hash of a module without its docstrings, and of its tests: what a stored result depends on."""
-    files = [layout.ROOT / "tests" / "conftest.py", *(layout.ROOT / t for t in TESTS[module])]
-    files += [layout.ROOT / "tools" / "mutants.py"]
-    parts = [_without_docstrings(_source(module)).encode(), *(f.read_bytes() for f in files)]
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
-
-
-def _without_docstrings(source):
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            node.value = ast.Constant(...)
-    return ast.unparse(tree)
 
 
 def install(mutant):
@@ -142,22 +123,6 @@ def in_process(target, *arguments, limit=LIMIT):
     return found
 
 
-def equivalents():
-    import yaml
-
-    return yaml.safe_load(EQUIVALENT.read_text(encoding="utf8")) or {}
-
-
-def load():
-    return json.loads(RESULT.read_text(encoding="utf8")) if RESULT.exists() else {"modules": {}, "equations": {}}
-
-
-def store(result):
-    temporary = RESULT.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
-    temporary.replace(RESULT)
-
-
 def try_module(module, result):
     """Run every mutant of one module that has no stored verdict yet."""
     entry = result["modules"].get(module, {})
@@ -167,7 +132,7 @@ def try_module(module, result):
     observed = in_process(observe_tests, module)
     if observed is None:
         sys.exit(f"the tests of {module} fail without any mutant: mend them first")
-    todo = [m for m in mutants(module, _source(module)) if m.name not in entry["verdicts"]]
+    todo = [m for m in mutants(module, source(module)) if m.name not in entry["verdicts"]]
     for i, mutant in enumerate(todo, 1):
         tests = reaching(mutant, *observed)
         caught = bool(tests) and in_process(run_tests, mutant, tests) is not False
@@ -176,8 +141,16 @@ def try_module(module, result):
             print(f"{module} {i}/{len(todo)}" + ("" if caught else f"  SURVIVED line {mutant.line}: {mutant.what}"), flush=True)
         if i % 5 == 0 or i == len(todo):
             store(result)
-    summarize(module, entry)
     store(result)
+    report(module, entry)
+
+
+def report(module, entry):
+    found = summary(module, entry)
+    print(
+        f"{module}: {len(found.caught)} of {found.counted} caught ({len(found.caught) / found.counted:.1%}), "
+        f"{len(found.equivalent)} equivalent, {len(found.survived)} survived"
+    )
 
 
 def reaching(mutant, tests, outside):
@@ -186,21 +159,6 @@ def reaching(mutant, tests, outside):
     function = mutant.module, mutant.function
     found = sorted(tests.values(), key=lambda t: (function not in t.functions, t.seconds))
     return [t.name for t in found if function in t.functions or function in outside]
-
-
-def summarize(module, entry):
-    """Counts and survivors of one module, from its verdicts and the list of equivalent mutants."""
-    known = equivalents()
-    survived = [name for name, verdict in entry["verdicts"].items() if verdict == "survived"]
-    entry["equivalent"] = {name: known[name] for name in survived if name in known}
-    entry["survivors"] = [name for name in survived if name not in known]
-    counted = len(entry["verdicts"]) - len(entry["equivalent"])
-    entry["caught"] = counted - len(entry["survivors"])
-    entry["mutants"] = counted
-    print(
-        f"{module}: {entry['caught']} of {counted} caught ({entry['caught'] / counted:.1%}), "
-        f"{len(entry['equivalent'])} equivalent, {len(entry['survivors'])} survived"
-    )
 
 
 def try_equations(result):
@@ -226,7 +184,7 @@ def failed_by(path, part):
     if observed is None or observed[0]:
         sys.exit(f"{chapter}: checks fail, or take too long, without any mutant: {observed}")
     called = observed[1]
-    queue = _interleaved([m for m in mutants(module, _source(module)) if (module, m.function) in called] for module in EQUATION_MODULES)
+    queue = _interleaved([m for m in mutants(module, source(module)) if (module, m.function) in called] for module in EQUATION_MODULES)
     for i, mutant in enumerate(queue, 1):
         failed = in_process(run_slice, mutant, part, limit=SLICE_LIMIT) or {}
         for key, claims in failed.items():
@@ -249,14 +207,10 @@ def _interleaved(lists):
     return [row[i] for i in range(max(map(len, rows))) for row in rows if i < len(row)]
 
 
-def _source(module):
-    return (layout.PACKAGE / f"{module}.py").read_text(encoding="utf8")
-
-
 def _unchanged(module):
     from tools.mutants import Mutant
 
-    return Mutant(module, "", 0, "nothing", _source(module))
+    return Mutant(module, "", 0, "nothing", source(module))
 
 
 def main():
@@ -267,22 +221,16 @@ def main():
     os.environ["MPLBACKEND"] = "Agg"
     os.environ["OMP_NUM_THREADS"] = "1"
     os.chdir(layout.ROOT)
-    # imported before the forks, so that each of them starts fast; the package itself is not among them
-    import diffusers
-    import IPython
-    import matplotlib.pyplot
-    import numpy
-    import pytest
-    import torch
-
-    del diffusers, IPython, matplotlib, numpy, pytest, torch
+    for name in HEAVY:
+        importlib.import_module(name)
     wanted = arguments.modules or [*TESTS, "equations"]
     result = load()
     for module in wanted:
         try_equations(result) if module == "equations" else try_module(module, result)
-    left = [name for entry in result["modules"].values() for name in entry.get("survivors", [])]
-    total = sum(entry.get("mutants", 0) for entry in result["modules"].values())
-    print(f"in all: {total - len(left)} of {total} caught. Table: {RESULT.relative_to(layout.ROOT)}")
+    found = [summary(module, entry) for module, entry in result["modules"].items()]
+    print(f"in all: {sum(len(s.caught) for s in found)} of {sum(s.counted for s in found)} caught. Table: {RESULT.relative_to(layout.ROOT)}")
+    for path in write_all():
+        print(f"wrote {path.relative_to(layout.ROOT)}")
 
 
 if __name__ == "__main__":

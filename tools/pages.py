@@ -2,9 +2,9 @@
 
 import os
 
-from tools import layout, ledger, status, symptoms
+from tools import bugs, layout, ledger, status, symptoms
 
-GENERATED = (ledger, status, symptoms)
+GENERATED = (ledger, bugs, status, symptoms)
 
 
 def write_all():
