@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 
 ROOTS = {"sqrt", "square", "log", "exp", "abs", "cos", "sin"}
+COMMUTATIVE = {"min", "max", "math.gcd"}
 SWAPPED_NAMES = [("t", "s"), ("x_0", "x_t"), ("eps", "noise"), ("signal", "noise")]
 OPPOSITE = {
     ast.Add: ast.Sub,
@@ -171,6 +172,8 @@ def _call(node):
         yield f"dropped {f.attr}", node.args[0]
     elif isinstance(f, ast.Attribute) and f.attr == "clamp":
         yield "dropped clamp", f.value
+    if ast.unparse(f) in COMMUTATIVE:
+        return
     for i in range(len(node.args) - 1):
         if any(isinstance(a, ast.Starred) for a in node.args[i : i + 2]):
             continue
