@@ -8,6 +8,7 @@ observe are named, with the reason, in tools/equivalent_mutants.yml; every other
 """
 
 import argparse
+import gc
 import importlib
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ from tools.slices import RAISED, equation_slice
 from tools.verdicts import RESULT, TESTS, fingerprint, load, source, store, summary
 
 EQUATION_MODULES = ("schedules", "ddpm", "exact", "metrics", "unet")
-PYTEST = ["-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:nbval"]
+PYTEST = ["-q", "--assert=plain", *(word for plugin in ("cacheprovider", "unraisableexception") for word in ("-p", f"no:{plugin}"))]
 FORMULA = ("sign", "dropped sqrt", "dropped power", "dropped term", "dropped factor", "operator")  # tried first on equations
 # imported before the forks, so that each of them starts fast; the package itself must not be among them
 HEAVY = (
@@ -220,9 +221,11 @@ def main():
     os.environ.update(layout.kernel_environment())
     os.environ["MPLBACKEND"] = "Agg"
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.chdir(layout.ROOT)
     for name in HEAVY:
         importlib.import_module(name)
+    gc.freeze()  # the forks need not search these objects for garbage
     wanted = arguments.modules or [*TESTS, "equations"]
     result = load()
     for module in wanted:
