@@ -522,9 +522,9 @@ def test_times_that_do_not_fit():
 
 @pytest.mark.parametrize("label", [-1, 6, 100])
 def test_labels_out_of_range(label):
-    net, x = build(classes=5), normal(2, 1, 4, 4)
+    net, x = build(classes=5), normal(5, 1, 4, 4)
     with pytest.raises(ValueError) as error:
-        net(x, 5, torch.tensor([1, label]))
+        net(x, 5, torch.tensor([0, 5, 1, label, 7]))  # of two wrong ones the first is named
     assert f"label {label} is out of range: 0..4, or 5 for the null label" in str(error.value)
 
 
