@@ -12,7 +12,7 @@ PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraint
 BOOK   := $(PY) -m tools.book
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help book serve test lab execute chapter pages train evaluate bench gpu hero mutate lint address clean
+.PHONY: help book serve test lab execute chapter pages train evaluate bench gpu hero mutate alone lint address clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
@@ -54,7 +54,7 @@ execute: .venv/with-test  ## re-run the chapters and store their outputs (CHAPTE
 chapter: .venv/with-test  ## write a new chapter's skeleton: make chapter FILE=book/3-variants/ddim.ipynb TITLE="DDIM"
 	$(PY) -m tools.chapter "$(FILE)" "$(TITLE)"
 
-pages: .venv/with-book  ## rewrite the generated reference pages: ledger, status, symptoms
+pages: .venv/with-book  ## rewrite the generated reference pages: ledger, bugs, status, symptoms
 	$(PY) -m tools.pages
 
 train: .venv/with-test  ## train the shipped networks at full length (DATA=folder, DEVICE=cpu|cuda)
@@ -75,6 +75,9 @@ hero: .venv/with-test  ## draw the landing page's animation with the shipped net
 
 mutate: .venv/with-test  ## inject bugs mechanically and count those the tests catch
 	$(PY) -m tools.mutate
+
+alone: .venv/with-test  ## run every chapter in an empty folder, with the package installed from the last commit
+	$(PY) -m tools.alone
 
 lint: .venv/with-test  ## ruff over package, tools, tests and chapters
 	$(PY) -m ruff check diffusion_core tools tests book $(wildcard benchmarks)
