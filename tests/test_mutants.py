@@ -6,7 +6,7 @@ import json
 import pytest
 import yaml
 
-from tools import layout, mutate, slices, verdicts
+from tools import bugs, layout, mutate, slices, verdicts
 from tools.mutants import mutants
 
 SOURCE = '''
@@ -103,6 +103,25 @@ def test_only_tests_that_reach_a_function_are_run():
     found = mutate.reaching(score, tests, outside)
     assert 1 < len(found) < len(tests)
     assert [tests[name].seconds for name in found] == sorted(tests[name].seconds for name in found)
+
+
+def test_verdicts_fall_with_what_they_were_about():
+    code, tests = verdicts.code_hash("exact"), verdicts.tests_hash("exact")
+    stored = {"code": code, "tests": tests, "verdicts": {"a": "caught", "b": "survived"}}
+    assert verdicts.still_valid("exact", stored) == stored
+    assert verdicts.still_valid("exact", stored | {"tests": "other"})["verdicts"] == {"a": "caught"}
+    assert verdicts.still_valid("exact", stored | {"code": "other"})["verdicts"] == {}
+    assert verdicts.still_valid("exact", {}) == {"code": code, "tests": tests, "verdicts": {}}
+
+
+def test_the_page_of_bugs_counts(monkeypatch):
+    entry = {"code": "old", "tests": "", "verdicts": {"exact.py, f: a": "caught", "exact.py, f: b": "survived", "exact.py, f: c": "survived"}}
+    monkeypatch.setattr(verdicts, "load", lambda: {"modules": {"exact": entry}, "equations": {}})
+    monkeypatch.setattr(verdicts, "equivalents", lambda: {"exact.py, f: c": "nothing changes"})
+    text = bugs.page()
+    assert "| [`exact`](api/exact.md) | 2 | 1 | 50.0% | 1 | no |" in text
+    assert "- exact.py, f: b\n" in text
+    assert "- exact.py, f: c — nothing changes" in text
 
 
 def test_a_slice_can_be_of_some_equations_only():

@@ -349,6 +349,22 @@ def test_ema_refuses_a_decay_outside_its_domain(decay):
         EMA(nn.Linear(1, 1), decay)
 
 
+def test_an_ema_without_memory_is_the_net():
+    net, ema = nn.Linear(1, 1), EMA(nn.Linear(1, 1), 0.0)
+    ema.update(net, 5)
+    same(weights(net), weights(ema.net))
+
+
+def test_a_row_of_the_log():
+    conf = config(batch_size=8, log_every=2, validate_every=4)
+    row = training._logged(2, 0.12345678, 3.14159, tiny(), images(4), SCHEDULE, conf)
+    assert row == [{"step": 2, "loss": 0.123457, "images_per_s": 5.1, "seconds": 3.14}]
+    (row,) = training._logged(4, 0.5, 1.0, tiny(), images(4), SCHEDULE, conf)
+    exact = validation_loss(tiny(), images(4), SCHEDULE)
+    assert row["loss_by_t"] == [round(v, 6) for v in exact]
+    assert training._logged(3, 0.5, 1.0, tiny(), images(4), SCHEDULE, conf) == []
+
+
 # --- interrupted, killed, resumed ---
 
 
@@ -540,12 +556,13 @@ def test_a_nan_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
     same(weights(good.net), weights(resumed.net))
 
 
-def test_an_infinite_loss_stops_a_run_without_folder():
+@pytest.mark.parametrize("folder", [True, False])
+def test_an_infinite_loss_stops_a_run_that_has_no_checkpoint_yet(tmp_path, folder):
     net = tiny()
     with torch.no_grad():
         net.out.weight.fill_(1e30)
     with pytest.raises(NanLoss, match=r"became inf at step 0\. Try"):
-        run(net)
+        run(net, folder=tmp_path if folder else None)
 
 
 def test_a_full_disk_is_reported_and_the_previous_checkpoint_stays(tmp_path, monkeypatch):
@@ -769,6 +786,7 @@ def test_the_log_has_the_steps_asked_for():
         ("warmup", -1),
         ("betas", (0.9, 1.0)),
         ("betas", (-0.1, 0.9)),
+        ("betas", (0.9,)),
         ("grad_clip", 0.0),
         ("ema_decay", 1.0),
         ("ema_decay", -0.1),

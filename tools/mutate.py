@@ -3,7 +3,8 @@
 `python -m tools.mutate [MODULE ...]` (`make mutate`): for every mutant of schedules, ddpm, exact, unet and training, a
 process of its own runs the tests of that module against it. Then the cells of the chapters that lead to a
 check(..., equation=...) run against the mutants of schedules, ddpm and exact, until every equation has been failed by one.
-Results go to book/_data/mutation.json; a run that was stopped goes on where it was. Mutants that change nothing one could
+Results go to book/_data/mutation.json; a run that was stopped goes on where it was; a change of the tests alone tries the survivors
+again (--again: all of them). Mutants that change nothing one could
 observe are named, with the reason, in tools/equivalent_mutants.yml; every other survivor is listed.
 """
 
@@ -21,7 +22,7 @@ from tools.mutants import mutants
 from tools.pages import write_all
 from tools.reach import Reach
 from tools.slices import RAISED, equation_slice
-from tools.verdicts import RESULT, TESTS, fingerprint, load, source, store, summary
+from tools.verdicts import RESULT, TESTS, load, source, still_valid, store, summary
 
 EQUATION_MODULES = ("schedules", "ddpm", "exact", "metrics", "unet")
 PYTEST = ["-q", "--assert=plain", *(word for plugin in ("cacheprovider", "unraisableexception") for word in ("-p", f"no:{plugin}"))]
@@ -126,10 +127,7 @@ def in_process(target, *arguments, limit=LIMIT):
 
 def try_module(module, result):
     """Run every mutant of one module that has no stored verdict yet."""
-    entry = result["modules"].get(module, {})
-    if entry.get("fingerprint") != fingerprint(module):
-        entry = {"fingerprint": fingerprint(module), "verdicts": {}}
-    result["modules"][module] = entry
+    entry = result["modules"][module] = still_valid(module, result["modules"].get(module, {}))
     observed = in_process(observe_tests, module)
     if observed is None:
         sys.exit(f"the tests of {module} fail without any mutant: mend them first")
@@ -217,6 +215,7 @@ def _unchanged(module):
 def main():
     parser = argparse.ArgumentParser(prog="python -m tools.mutate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"default: {' '.join(TESTS)} equations")
+    parser.add_argument("--again", action="store_true", help="forget every stored verdict of these modules")
     arguments = parser.parse_args()
     os.environ.update(layout.kernel_environment())
     os.environ["MPLBACKEND"] = "Agg"
@@ -229,6 +228,8 @@ def main():
     wanted = arguments.modules or [*TESTS, "equations"]
     result = load()
     for module in wanted:
+        if arguments.again:
+            result["modules"].pop(module, None)
         try_equations(result) if module == "equations" else try_module(module, result)
     found = [summary(module, entry) for module, entry in result["modules"].items()]
     print(f"in all: {sum(len(s.caught) for s in found)} of {sum(s.counted for s in found)} caught. Table: {RESULT.relative_to(layout.ROOT)}")

@@ -1,6 +1,9 @@
 """What the last mutation run found: one verdict for each mutant, in book/_data/mutation.json.
 
-  {"modules": {"ddpm": {"fingerprint": ..., "verdicts": {MUTANT: "caught" or "survived"}}}, "equations": {KEY: [MUTANT, ...]}}
+  {"modules": {"ddpm": {"code": ..., "tests": ..., "verdicts": {MUTANT: "caught" or "survived"}}}, "equations": {KEY: [MUTANT, ...]}}
+
+`code` and `tests` are hashes of what was run. All verdicts fall when the module changes; when only its tests change, those of the
+survivors do.
 """
 
 import ast
@@ -24,7 +27,7 @@ EQUIVALENT = layout.ROOT / "tools" / "equivalent_mutants.yml"
 @dataclass(frozen=True)
 class Summary:
     """Of one module: mutants that were caught; {mutant: reason} of those that change nothing one could observe; those that
-    survived; and whether module and tests are still the ones that were run."""
+    survived; and whether the module is still the one that was run."""
 
     caught: list
     equivalent: dict
@@ -40,12 +43,28 @@ def source(module):
     return (layout.PACKAGE / f"{module}.py").read_text(encoding="utf8")
 
 
-def fingerprint(module):
-    """Hash of a module without its docstrings, and of its tests: what a stored result depends on."""
-    files = [layout.ROOT / "tests" / "conftest.py", *(layout.ROOT / t for t in TESTS[module])]
-    files += [layout.ROOT / "tools" / "mutants.py"]
-    parts = [_without_docstrings(source(module)).encode(), *(f.read_bytes() for f in files)]
+def code_hash(module):
+    """Of a module without its docstrings, and of the bugs that are put into it."""
+    return _hash(_without_docstrings(source(module)).encode(), (layout.ROOT / "tools" / "mutants.py").read_bytes())
+
+
+def tests_hash(module):
+    """Of a module's tests."""
+    return _hash(*((layout.ROOT / name).read_bytes() for name in ["tests/conftest.py", *TESTS[module]]))
+
+
+def _hash(*parts):
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+def still_valid(module, entry):
+    """An entry with the verdicts that need not be found again."""
+    code, tests, verdicts = code_hash(module), tests_hash(module), entry.get("verdicts", {})
+    if entry.get("code") != code:
+        verdicts = {}
+    elif entry.get("tests") != tests:
+        verdicts = {name: verdict for name, verdict in verdicts.items() if verdict == "caught"}
+    return {"code": code, "tests": tests, "verdicts": verdicts}
 
 
 def _without_docstrings(text):
@@ -79,5 +98,5 @@ def summary(module, entry):
         caught=[name for name, verdict in verdicts.items() if verdict == "caught"],
         equivalent={name: known[name] for name, verdict in verdicts.items() if verdict == "survived" and name in known},
         survived=[name for name, verdict in verdicts.items() if verdict == "survived" and name not in known],
-        current=entry["fingerprint"] == fingerprint(module),
+        current=entry["code"] == code_hash(module),
     )
