@@ -1,5 +1,5 @@
-"""Checks of arguments, shared by the modules. Every message names the argument, its value and what
-would be right."""
+"""Checks of arguments, shared by the modules. Every message names the argument, its
+value and what would be right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ Time = Tensor | int | float
 
 
 def as_time(t: Time, low: float, high: float, name: str = "t") -> Tensor:
-    """The time as a float64 tensor on the CPU, after its dtype and its domain are checked.
+    """The time as a float64 tensor on the CPU, after its dtype and its domain are
+    checked.
 
     Shapes: t, any; the result has the same.
     Returns: float64 tensor on the CPU.
@@ -70,8 +71,8 @@ def check_batch(t: Tensor, like: Tensor, name: str = "t") -> None:
 
 
 def check_grid(times: Tensor, T: int) -> Tensor:
-    """The time grid of a sampler, checked: one-dimensional, at least two entries, strictly
-    decreasing, within T .. 0, ending at 0.
+    """The time grid of a sampler, checked: one-dimensional, at least two entries,
+    strictly decreasing, within T .. 0, ending at 0.
 
     Returns: the grid on the CPU, dtype kept.
     Raises: TypeError if not a tensor; ValueError naming the first entry that is wrong.
@@ -112,13 +113,15 @@ def check_generators(generator: Generators, batch: int) -> None:
 
 
 def draw(like: Tensor, generator: Generators = None) -> Tensor:
-    """Standard normal noise of like's shape, drawn where the generator lives, then moved.
+    """Standard normal noise of like's shape, drawn where the generator lives, then
+    moved.
 
-    With one generator per image, an image's noise does not depend on the batch it is in.
+    With one generator per image, an image's noise does not depend on the batch it is
+    in.
 
     Shapes: like (B, *).
-    Returns: (B, *) in like's dtype and on like's device; drawn in float32, or in float64 if like
-        is.
+    Returns: (B, *) in like's dtype and on like's device; drawn in float32, or in
+        float64 if like is.
     Raises: ValueError if the number of generators is not B.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32

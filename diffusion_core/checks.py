@@ -1,5 +1,5 @@
-"""check(): one stable printed line for each claim of the book, and an error with the numbers when
-it does not hold."""
+"""check(): one stable printed line for each claim of the book, and an error with the
+numbers when it does not hold."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ class CheckFailed(AssertionError):
 
 
 def check(claim: str, measured: Any, within: float, *, equation: str | None = None) -> None:
-    """Assert that |measured| <= within, and print one line that is the same on every machine.
+    """Assert that |measured| <= within, and print one line that is the same on every
+    machine.
 
-    `measured` is a number, or a tensor whose largest absolute value counts: an error, a difference,
-    a residual. To claim "at least", measure the shortfall. `equation` is the text of the \\tag it
-    proves. If DIFFUSION_LEDGER names a file, the residual is appended to it as one line of JSON
-    (the chapter from DIFFUSION_CHAPTER).
+    `measured` is a number, or a tensor whose largest absolute value counts: an error, a
+    difference, a residual. To claim "at least", measure the shortfall. `equation` is
+    the text of the \\tag it proves. If DIFFUSION_LEDGER names a file, the residual is
+    appended to it as one line of JSON (the chapter from DIFFUSION_CHAPTER).
 
     Shapes: measured () or any.
-    Raises: CheckFailed (an AssertionError) if the bound is exceeded or the value is NaN; ValueError
-        for an empty measurement or a bound that is negative or not finite.
+    Raises: CheckFailed (an AssertionError) if the bound is exceeded or the value is
+        NaN; ValueError for an empty measurement or a bound that is negative or not
+        finite.
     """
     if not (isinstance(within, (int, float)) and 0 <= within < math.inf):
         raise ValueError(f"within = {within!r} must be a finite number, at least 0")

@@ -1,5 +1,5 @@
-"""A small image classifier: the judge of labels, and the features in which generated images are
-compared with real ones."""
+"""A small image classifier: the judge of labels, and the features in which generated
+images are compared with real ones."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from diffusion_core.data import Images, from_uint8
 class Classifier(nn.Module):
     """Three convolutional stages, then a layer of 64 features, then one score a class.
 
-    Shapes: x (B, channels, H, W) in [-1, 1], H and W at least 8; features(x) (B, 64), before their
-        ReLU; forward(x) (B, classes).
+    Shapes: x (B, channels, H, W) in [-1, 1], H and W at least 8; features(x) (B, 64),
+        before their ReLU; forward(x) (B, classes).
     """
 
     def __init__(self, channels: int = 1, classes: int = 10, width: int = 32) -> None:
@@ -54,8 +54,8 @@ def train_classifier(
     seed: int = 0,
     on_step: Callable | None = None,
 ) -> Classifier:
-    """Cross-entropy with label smoothing 0.1, images shifted by up to two pixels, AdamW with a
-    cosine learning rate.
+    """Cross-entropy with label smoothing 0.1, images shifted by up to two pixels, AdamW
+    with a cosine learning rate.
 
     Shapes: data (N, C, H, W) uint8.
     Returns: the classifier in eval mode.
@@ -86,7 +86,8 @@ def train_classifier(
 
 
 def _shifted(x: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
-    """The whole batch moved by one random offset, the border filled with the background -1."""
+    """The whole batch moved by one random offset, the border filled with the background
+    -1."""
     dy, dx = torch.randint(0, 2 * most + 1, (2,), generator=generator).tolist()
     padded = F.pad(x, (most, most, most, most), value=-1.0)
     return padded[:, :, dy : dy + x.shape[2], dx : dx + x.shape[3]]
@@ -96,7 +97,8 @@ def _shifted(x: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
 def classify(net: Classifier, x: Tensor, batch_size: int = 500) -> tuple[Tensor, Tensor]:
     """Predicted labels and features of many images.
 
-    Shapes: x (N, C, H, W) in [-1, 1]; results (N,) int64 and (N, 64) float64, on the CPU.
+    Shapes: x (N, C, H, W) in [-1, 1]; results (N,) int64 and (N, 64) float64, on the
+        CPU.
     """
     labels, features = [], []
     device = next(net.parameters()).device

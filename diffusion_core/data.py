@@ -30,7 +30,8 @@ class Images(NamedTuple):
 def from_uint8(pixels: Tensor) -> Tensor:
     """Stored pixels 0..255 to the models' range.
 
-    Equation: x = pixels / 127.5 - 1 (DDPM sec. 3.3: integers in 0..255 scaled linearly to [-1, 1]).
+    Equation: x = pixels / 127.5 - 1 (DDPM sec. 3.3: integers in 0..255 scaled linearly
+        to [-1, 1]).
     Shapes: any; the same.
     Returns: float32 in [-1, 1].
     Raises: TypeError unless uint8.
@@ -41,8 +42,8 @@ def from_uint8(pixels: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """The one way back from [-1, 1] to pixels that can be shown or stored; values outside are
-    clipped, the rest rounded.
+    """The one way back from [-1, 1] to pixels that can be shown or stored; values
+    outside are clipped, the rest rounded.
 
     Equation: pixels = round(127.5 (x + 1)).
     Shapes: any; the same.
@@ -58,12 +59,13 @@ def load_images(name: Name, split: Split = "train", folder: str | Path | None = 
     """A data set by name. Looks in `folder`, then in $DIFFUSION_DATA, then in
     ~/.cache/diffusion_data; downloads into the last one.
 
-    `digits` (1,797 real handwritten digits, 8x8) ships inside scikit-learn and needs no network;
-    its test split is every sixth image from the first (300), its train split the rest (1,497).
+    `digits` (1,797 real handwritten digits, 8x8) ships inside scikit-learn and needs no
+    network; its test split is every sixth image from the first (300), its train split
+    the rest (1,497).
 
     Shapes: pixels (N, C, H, W) uint8; labels (N,) int64.
-    Raises: ValueError for an unknown name or split; FileNotFoundError, saying where it looked and
-        what to do, if the files are missing and cannot be downloaded.
+    Raises: ValueError for an unknown name or split; FileNotFoundError, saying where it
+        looked and what to do, if the files are missing and cannot be downloaded.
     """
     if name not in get_args(Name) or split not in get_args(Split):
         raise ValueError(

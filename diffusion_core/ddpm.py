@@ -1,5 +1,5 @@
-"""Denoising diffusion probabilistic models: the forward jump, the posterior, one reverse step, the
-sampler and the loss.
+"""Denoising diffusion probabilistic models: the forward jump, the posterior, one
+reverse step, the sampler and the loss.
 
 Everything is in terms of an EpsModel, a function (x_t (B, *), t (B,)) -> eps (B, *).
 """
@@ -61,9 +61,10 @@ def q_sample(x_0: Tensor, t: Time, eps: Tensor, schedule: NoiseSchedule) -> Tens
 def _step_rates(t: Tensor, s: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor, Tensor]:
     """(alpha, beta, beta-tilde) of the step t -> s, float64.
 
-    Equation: DDPM sec. 2 and eq. 7 with s = t - 1; for any s < t, alpha = alpha_bar_t / alpha_bar_s
-        (the share of the signal's variance that the chain keeps from s to t), beta = 1 - alpha,
-        beta-tilde = (1 - alpha_bar_s) / (1 - alpha_bar_t) beta.
+    Equation: DDPM sec. 2 and eq. 7 with s = t - 1; for any s < t,
+        alpha = alpha_bar_t / alpha_bar_s (the share of the signal's variance that the
+        chain keeps from s to t), beta = 1 - alpha, beta-tilde = (1 - alpha_bar_s) / (1
+        - alpha_bar_t) beta.
     """
     alpha_bar_t, alpha_bar_s = schedule.alpha_bar_at(t), schedule.alpha_bar_at(s)
     alpha = alpha_bar_t / alpha_bar_s
@@ -121,8 +122,8 @@ def predict_eps(x_0: Tensor, x_t: Tensor, t: Time, schedule: NoiseSchedule) -> T
     Equation: DDPM eq. 4, eps = (x_t - sqrt(alpha_bar_t) x_0) / sqrt(1 - alpha_bar_t).
     Shapes: x_0, x_t (B, *); t () or (B,), 0 < t <= T.
     Returns: (B, *), dtype and device of x_t.
-    Raises: ValueError if shapes do not fit or t is outside its domain (at t = 0 there is no noise
-        to find).
+    Raises: ValueError if shapes do not fit or t is outside its domain (at t = 0 there
+        is no noise to find).
     """
     check_same_shape("x_0", x_0, "x_t", x_t)
     _positive(t, schedule)
@@ -133,7 +134,8 @@ def predict_eps(x_0: Tensor, x_t: Tensor, t: Time, schedule: NoiseSchedule) -> T
 def predict_v(x_0: Tensor, eps: Tensor, t: Time, schedule: NoiseSchedule) -> Tensor:
     """The velocity v of the circle on which (x_0, eps) rotates into x_t.
 
-    Equation: Salimans & Ho 2022 sec. 4, v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0.
+    Equation: Salimans & Ho 2022 sec. 4, v = sqrt(alpha_bar_t) eps - sqrt(1 -
+        alpha_bar_t) x_0.
     Shapes: x_0, eps (B, *); t () or (B,), 0 <= t <= T.
     Returns: (B, *), dtype and device of x_0.
     Raises: ValueError if shapes do not fit or t is outside its domain.
@@ -146,7 +148,8 @@ def predict_v(x_0: Tensor, eps: Tensor, t: Time, schedule: NoiseSchedule) -> Ten
 def eps_from_v(v: Tensor, x_t: Tensor, t: Time, schedule: NoiseSchedule) -> Tensor:
     """The noise, from a velocity and the state: the inverse rotation.
 
-    Equation: Salimans & Ho 2022 sec. 4, eps = sqrt(alpha_bar_t) v + sqrt(1 - alpha_bar_t) x_t.
+    Equation: Salimans & Ho 2022 sec. 4, eps = sqrt(alpha_bar_t) v + sqrt(1 -
+        alpha_bar_t) x_t.
     Shapes: v, x_t (B, *); t () or (B,), 0 <= t <= T.
     Returns: (B, *), dtype and device of x_t.
     Raises: ValueError if shapes do not fit or t is outside its domain.
@@ -172,15 +175,15 @@ def ddpm_step(
 ) -> Tensor:
     """One reverse step from t to any earlier s; no noise is added when s = 0.
 
-    Equation: DDPM alg. 2, line 4 (its mean: eq. 11), with alpha = alpha_bar_t / alpha_bar_s and
-        beta = 1 - alpha for any s < t:
+    Equation: DDPM alg. 2, line 4 (its mean: eq. 11), with
+        alpha = alpha_bar_t / alpha_bar_s and beta = 1 - alpha for any s < t:
 
             x_s = (x_t - beta / sqrt(1 - alpha_bar_t) eps) / sqrt(alpha) + sigma noise
             sigma^2 = beta ("beta") or (1 - alpha_bar_s) / (1 - alpha_bar_t) beta ("posterior")
     Shapes: eps, x_t, noise (B, *); t, s () or (B,), 0 <= s < t <= T.
     Returns: x_s (B, *), dtype and device of x_t.
-    Raises: ValueError if shapes do not fit, s >= t, a time is outside its domain, or the variance
-        is unknown.
+    Raises: ValueError if shapes do not fit, s >= t, a time is outside its domain, or
+        the variance is unknown.
     """
     check_same_shape("eps", eps, "x_t", x_t)
     check_same_shape("noise", noise, "x_t", x_t)
@@ -193,7 +196,8 @@ def ddpm_step(
 
 
 def _sigma(t: Tensor, s: Tensor, schedule: NoiseSchedule, variance: Variance) -> Tensor:
-    """Standard deviation of the step t -> s, float64: root of beta or beta-tilde, DDPM sec. 3.2."""
+    """Standard deviation of the step t -> s, float64: root of beta or beta-tilde, DDPM
+    sec. 3.2."""
     if variance not in get_args(Variance):
         raise ValueError(f"variance = {variance!r} is unknown; choose one of {get_args(Variance)}")
     _, beta, beta_tilde = _step_rates(t, s, schedule)
@@ -209,15 +213,16 @@ def ddpm_sample(
     variance: Variance = "posterior",
     generator: Generators = None,
 ) -> Iterator[Step]:
-    """Ancestral sampling along a grid of times: the full chain or a strided one. The model sees the
-    original t.
+    """Ancestral sampling along a grid of times: the full chain or a strided one. The
+    model sees the original t.
 
     Equation: DDPM alg. 2, each step as in ddpm_step.
-    Shapes: x_T (B, *), noise at times[0]; times (S+1,), strictly decreasing to 0, as timesteps()
-        makes it.
-    Returns: an iterator of S Steps; nothing runs until it is iterated. x_T itself is not yielded.
-    Raises: at the call: TypeError or ValueError for a bad grid, an unknown variance, or a wrong
-        number of generators.
+    Shapes: x_T (B, *), noise at times[0]; times (S+1,), strictly decreasing to 0, as
+        timesteps() makes it.
+    Returns: an iterator of S Steps; nothing runs until it is iterated. x_T itself is
+        not yielded.
+    Raises: at the call: TypeError or ValueError for a bad grid, an unknown variance, or
+        a wrong number of generators.
     """
     times = check_grid(times, schedule.T)
     if variance not in get_args(Variance):
@@ -260,8 +265,8 @@ def eps_loss(
 ) -> Tensor:
     """Squared error of the predicted noise, for each image.
 
-    Equation: DDPM eq. 14 inside the expectation, the mean over elements in place of the squared
-        norm.
+    Equation: DDPM eq. 14 inside the expectation, the mean over elements in place of the
+        squared norm.
     Shapes: x_0, eps (B, *); t (B,), 0 < t <= T.
     Returns: (B,).
     Raises: ValueError if shapes do not fit or t is outside its domain.
@@ -276,10 +281,11 @@ def eps_loss(
 def simple_loss(
     eps_model: EpsModel, x_0: Tensor, schedule: NoiseSchedule, *, generator: Generators = None
 ) -> Tensor:
-    """The training loss: t uniform on 1..T, eps standard normal, squared error averaged over images
-    and elements.
+    """The training loss: t uniform on 1..T, eps standard normal, squared error averaged
+    over images and elements.
 
-    Equation: DDPM eq. 14, L_simple = E_{t, x_0, eps} ||eps - eps_theta(x_t, t)||^2, per element.
+    Equation: DDPM eq. 14, L_simple = E_{t, x_0, eps} ||eps - eps_theta(x_t, t)||^2, per
+        element.
     Shapes: x_0 (B, *).
     Returns: a scalar.
     Raises: ValueError if the number of generators is not 1 or B.
@@ -300,13 +306,14 @@ def vlb_terms(
     decoder: Decoder = "discretized",
     generator: Generators = None,
 ) -> Tensor:
-    """The terms of the variational bound on -log p(x_0), one draw of noise for each; their sum is
-    the bound.
+    """The terms of the variational bound on -log p(x_0), one draw of noise for each;
+    their sum is the bound.
 
-    Equation: DDPM eq. 5; column 0 is L_0, column t - 1 is L_{t-1} for 1 < t <= T, column T is L_T.
+    Equation: DDPM eq. 5; column 0 is L_0, column t - 1 is L_{t-1} for 1 < t <= T,
+        column T is L_T.
     Shapes: x_0 (B, *); result (B, T+1).
-    Returns: nats, float64; summed over elements. bits_per_dim() turns a sum into bits per
-        dimension.
+    Returns: nats, float64; summed over elements. bits_per_dim() turns a sum into bits
+        per dimension.
     Raises: ValueError for an unknown variance or decoder.
     """
     columns = []
@@ -337,8 +344,8 @@ def vlb_term(
     variance: Variance = "posterior",
     decoder: Decoder = "discretized",
 ) -> Tensor:
-    """One term of the bound: L_{t-1} for t > 1, L_0 for t = 1. L_0's Gaussian takes beta-tilde_2 if
-    the variance is "posterior".
+    """One term of the bound: L_{t-1} for t > 1, L_0 for t = 1. L_0's Gaussian takes
+    beta-tilde_2 if the variance is "posterior".
 
     Equation: DDPM eq. 5; for t > 1 a divergence of two Gaussians:
 
@@ -387,14 +394,16 @@ def gaussian_kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) ->
 def decoder_nll(
     x_0: Tensor, mean: Tensor, sigma: Tensor, decoder: Decoder = "discretized"
 ) -> Tensor:
-    """L_0 = -log p_theta(x_0 | x_1), as a density or as the probability of a pixel's bin.
+    """L_0 = -log p_theta(x_0 | x_1), as a density or as the probability of a pixel's
+    bin.
 
-    Equation: DDPM eq. 13 ("discretized"): the normal distribution's mass in the bin of width 2/255
-        around x_0, the first and last bins open-ended. "gaussian": the normal density itself, for
-        data that are real numbers.
+    Equation: DDPM eq. 13 ("discretized"): the normal distribution's mass in the bin of
+        width 2/255 around x_0, the first and last bins open-ended. "gaussian": the
+        normal density itself, for data that are real numbers.
     Shapes: x_0, mean (B, *); sigma broadcasts.
     Returns: nats, (B,); summed over elements.
-    Raises: ValueError for an unknown decoder, or if "discretized" is asked of data outside [-1, 1].
+    Raises: ValueError for an unknown decoder, or if "discretized" is asked of data
+        outside [-1, 1].
     """
     if decoder not in get_args(Decoder):
         raise ValueError(f"decoder = {decoder!r} is unknown; choose one of {get_args(Decoder)}")
@@ -412,8 +421,8 @@ def decoder_nll(
 
 
 def _log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
-    """log(Phi(upper) - Phi(lower)), stable in both tails: reflected so that the interval lies left
-    of 0."""
+    """log(Phi(upper) - Phi(lower)), stable in both tails: reflected so that the
+    interval lies left of 0."""
     flip = lower > 0
     lower, upper = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
@@ -433,11 +442,11 @@ def bits_per_dim(nats: Tensor, x_0: Tensor) -> Tensor:
 def clip_x0(
     eps_model: EpsModel, schedule: NoiseSchedule, low: float = -1.0, high: float = 1.0
 ) -> EpsModel:
-    """The model with its predicted x_0 clipped to the range of the data; eps is derived again from
-    the clipped x_0.
+    """The model with its predicted x_0 clipped to the range of the data; eps is derived
+    again from the clipped x_0.
 
-    Equation: DDPM eq. 15 clipped, then eq. 4 solved for eps. (Not in the paper's text; its released
-        code clips.)
+    Equation: DDPM eq. 15 clipped, then eq. 4 solved for eps. (Not in the paper's text;
+        its released code clips.)
     Shapes: an EpsModel in, an EpsModel out.
     Raises: ValueError if low >= high.
     """

@@ -1,5 +1,5 @@
-"""Exact models: data whose noised density is known in closed form, so that every formula can be
-tested without a network."""
+"""Exact models: data whose noised density is known in closed form, so that every
+formula can be tested without a network."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ TimeFunction = Callable[[Tensor, Time], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """Data drawn from K isotropic normal distributions. Noised to time t it is such a mixture
-    again.
+    """Data drawn from K isotropic normal distributions. Noised to time t it is such a
+    mixture again.
 
     Equation: the data, and by DDPM eq. 4 the data noised to time t:
 
             p_0(x) = sum_k w_k N(x; mu_k, s_k^2 I)
             p_t(x) = sum_k w_k N(x; sqrt(alpha_bar_t) mu_k, var_k I)
             var_k = alpha_bar_t s_k^2 + 1 - alpha_bar_t
-    Shapes: weights (K,), positive, sum 1; means (K, D); stds (K,), >= 0 (0 is a point). Kept in
-        float64 on the CPU. The functions made from it take x (B, D), or (B, *) with D elements
-        each, and t () or (B,).
-    Raises: ValueError if shapes do not fit, a weight or a std is negative, or the weights do not
-        sum to 1.
+    Shapes: weights (K,), positive, sum 1; means (K, D); stds (K,), >= 0 (0 is a point).
+        Kept in float64 on the CPU. The functions made from it take x (B, D), or (B, *)
+        with D elements each, and t () or (B,).
+    Raises: ValueError if shapes do not fit, a weight or a std is negative, or the
+        weights do not sum to 1.
     """
 
     weights: Tensor
@@ -70,7 +70,8 @@ class GaussianMixture:
 
         Equation: log sum_k w_k N(x; sqrt(alpha_bar_t) mu_k, var_k I).
         Shapes: returned function: x (B, *), t () or (B,) -> (B,).
-        Raises (when called): ValueError at t = 0 if a std is 0 (a point has no density).
+        Raises (when called): ValueError at t = 0 if a std is 0 (a point has no
+            density).
         """
         return lambda x, t: self._log_joint(x, t, schedule)[0].logsumexp(1).to(x)
 
@@ -85,7 +86,8 @@ class GaussianMixture:
         return lambda x, t: self._log_joint(x, t, schedule)[0].log_softmax(1)[:, component].to(x)
 
     def score(self, schedule: NoiseSchedule, component: int | None = None) -> TimeFunction:
-        """The gradient of log p_t with respect to x, of the mixture or of one component.
+        """The gradient of log p_t with respect to x, of the mixture or of one
+        component.
 
         Equation: sum_k p(k | x_t) (sqrt(alpha_bar_t) mu_k - x_t) / var_k.
         Shapes: returned function: x (B, *), t () or (B,) -> (B, *).
@@ -103,10 +105,11 @@ class GaussianMixture:
         return score
 
     def eps_model(self, schedule: NoiseSchedule, component: int | None = None) -> TimeFunction:
-        """The perfect EpsModel: what a network trained for ever on this data would predict.
+        """The perfect EpsModel: what a network trained for ever on this data would
+        predict.
 
-        Equation: eps(x_t, t) = E[eps | x_t] = -sqrt(1 - alpha_bar_t) score(x_t, t) (Vincent 2011;
-            Y. Song et al. 2021 sec. 3.3).
+        Equation: eps(x_t, t) = E[eps | x_t] = -sqrt(1 - alpha_bar_t) score(x_t, t)
+            (Vincent 2011; Y. Song et al. 2021 sec. 3.3).
         Shapes: returned function: x (B, *), t () or (B,) -> (B, *).
         Raises: ValueError if there is no such component.
         """
@@ -120,8 +123,8 @@ class GaussianMixture:
     def _log_joint(
         self, x: Tensor, t: Time, schedule: NoiseSchedule
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """log w_k N_k(x) (B, K), x - mean_k (B, K, D), and the variances (B or 1, K), all float64
-        on the CPU."""
+        """log w_k N_k(x) (B, K), x - mean_k (B, K, D), and the variances (B or 1, K),
+        all float64 on the CPU."""
         flat = x.to("cpu", torch.float64).flatten(1)
         if flat.shape[1] != self.means.shape[1]:
             raise ValueError(

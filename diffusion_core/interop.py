@@ -1,5 +1,5 @@
-"""Models and schedules on their way to and from diffusers: the one module that knows that
-diffusers' timestep is our t - 1.
+"""Models and schedules on their way to and from diffusers: the one module that knows
+that diffusers' timestep is our t - 1.
 
 diffusers itself is imported only by scheduler_from, when it is called.
 """
@@ -35,9 +35,10 @@ class AsEpsModel(nn.Module):
     """A noise predictor of diffusers as an EpsModel; from_diffusers makes it.
 
     Equation: eps(x_t, t) = unet(x_t, t - 1).sample.
-    Shapes: x_t (B, *); t () or (B,), 1 <= t; y (B,), handed on as class_labels; result (B, *).
-    Raises: ValueError if t is below 1, does not fit the batch, or the output has another shape than
-        x_t; TypeError if the output has no `.sample`.
+    Shapes: x_t (B, *); t () or (B,), 1 <= t; y (B,), handed on as class_labels; result
+        (B, *).
+    Raises: ValueError if t is below 1, does not fit the batch, or the output has
+        another shape than x_t; TypeError if the output has no `.sample`.
     """
 
     def __init__(self, unet: Callable[..., Any]) -> None:
@@ -65,8 +66,8 @@ class AsDiffusersUNet(nn.Module):
     """An EpsModel in the place of a UNet2DModel of diffusers; to_diffusers makes it.
 
     Equation: unet(x, timestep).sample = eps(x, timestep + 1).
-    Shapes: sample (B, *); timestep a number, () or (B,), 0 <= timestep; class_labels (B,), handed
-        on as y; result's `.sample` (B, *).
+    Shapes: sample (B, *); timestep a number, () or (B,), 0 <= timestep; class_labels
+        (B,), handed on as y; result's `.sample` (B, *).
     Raises: ValueError if timestep is negative or does not fit the batch.
     """
 
@@ -122,12 +123,13 @@ class AsDiffusersUNet(nn.Module):
 
 
 def from_diffusers(unet: Callable[..., Any]) -> AsEpsModel:
-    """A noise predictor of diffusers (prediction_type "epsilon") as an EpsModel that our samplers,
-    losses and train() take.
+    """A noise predictor of diffusers (prediction_type "epsilon") as an EpsModel that
+    our samplers, losses and train() take.
 
     Equation: eps(x_t, t) = unet(x_t, t - 1).sample.
     Shapes: unet(sample (B, *), timestep (B,)) -> an object with `.sample` (B, *).
-    Returns: an nn.Module with the UNet's parameters, called as net(x_t, t) or net(x_t, t, y).
+    Returns: an nn.Module with the UNet's parameters, called as net(x_t, t) or net(x_t,
+        t, y).
     Raises: TypeError if unet cannot be called.
     """
     if not callable(unet):
@@ -143,8 +145,8 @@ def to_diffusers(
 ) -> AsDiffusersUNet:
     """An EpsModel as the `unet` of DDPMPipeline and of diffusers' training scripts.
 
-    A pipeline needs `sample_size`; `channels` is read off our UNet. The result cannot be saved by
-    save_pretrained: save the EpsModel.
+    A pipeline needs `sample_size`; `channels` is read off our UNet. The result cannot
+    be saved by save_pretrained: save the EpsModel.
 
     Equation: unet(x, timestep).sample = eps(x, timestep + 1).
     Shapes: eps_model(x_t (B, *), t (B,)) -> (B, *).
@@ -166,15 +168,15 @@ def scheduler_from(
     clip: bool = False,
     spacing: TheirSpacing = "trailing",
 ) -> DDPMScheduler:
-    """The DDPMScheduler of diffusers that walks our chain: our betas, rounded to its float32, and
-    its defaults replaced by ours.
+    """The DDPMScheduler of diffusers that walks our chain: our betas, rounded to its
+    float32, and its defaults replaced by ours.
 
-    Equation: their betas[t - 1] is beta_t; variance_type "fixed_small" is our variance "posterior",
-        "fixed_large" our "beta"; clip_sample is our clip_x0.
+    Equation: their betas[t - 1] is beta_t; variance_type "fixed_small" is our variance
+        "posterior", "fixed_large" our "beta"; clip_sample is our clip_x0.
     Shapes: schedule of T steps; the scheduler has num_train_timesteps = T.
     Returns: a diffusers.DDPMScheduler.
-    Raises: ImportError, saying what to install, without diffusers; ValueError for an unknown
-        variance or spacing ("quadratic" is not known to diffusers).
+    Raises: ImportError, saying what to install, without diffusers; ValueError for an
+        unknown variance or spacing ("quadratic" is not known to diffusers).
     """
     for name, value, known in (
         ("variance", variance, get_args(Variance)),

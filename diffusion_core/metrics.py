@@ -1,5 +1,5 @@
-"""How good, how varied and how new are generated images? Distances between sets of features,
-agreement, nearest neighbours."""
+"""How good, how varied and how new are generated images? Distances between sets of
+features, agreement, nearest neighbours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 class Moments(NamedTuple):
-    """Mean (D,) and covariance (D, D) of a set of features, float64, and how many there were."""
+    """Mean (D,) and covariance (D, D) of a set of features, float64, and how many there
+    were."""
 
     mean: Tensor
     cov: Tensor
@@ -54,11 +55,13 @@ def moments(features: Tensor) -> Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Squared Fréchet (2-Wasserstein) distance between two normal distributions with these moments.
+    """Squared Fréchet (2-Wasserstein) distance between two normal distributions with
+    these moments.
 
-    Equation: Heusel et al. 2017 eq. 6, ||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
-    Returns: a number >= 0. It is biased upwards, the more the fewer samples: compare only at the
-        same n.
+    Equation: Heusel et al. 2017 eq. 6, ||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a
+        C_b)^(1/2)).
+    Returns: a number >= 0. It is biased upwards, the more the fewer samples: compare
+        only at the same n.
     Raises: ValueError if the dimensions differ.
     """
     if a.mean.shape != b.mean.shape:
@@ -79,11 +82,11 @@ def _sqrt_psd(matrix: Tensor) -> Tensor:
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> float:
-    """Squared maximum mean discrepancy between two sets of features, unbiased; near 0, either sign,
-    if they come from one source.
+    """Squared maximum mean discrepancy between two sets of features, unbiased; near 0,
+    either sign, if they come from one source.
 
-    Equation: Binkowski et al. 2018 sec. 4 (KID), kernel k(u, v) = (u.v / D + 1)^3; mean of k over
-        pairs within x, within y, less twice the mean between them.
+    Equation: Binkowski et al. 2018 sec. 4 (KID), kernel k(u, v) = (u.v / D + 1)^3; mean
+        of k over pairs within x, within y, less twice the mean between them.
     Shapes: x (N, D), y (M, D).
     Raises: ValueError if the dimensions differ or a set has fewer than two.
     """
@@ -100,7 +103,8 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
 
 
 def nearest_neighbours(x: Tensor, data: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor]:
-    """For each image, its distance to the nearest image of the data, and that image's index.
+    """For each image, its distance to the nearest image of the data, and that image's
+    index.
 
     Equation: Euclidean distance between pixels, in units of the [-1, 1] range.
     Shapes: x (N, *), data (M, *); results (N,) and (N,) int64.

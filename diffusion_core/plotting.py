@@ -1,5 +1,5 @@
-"""Figures in one style, grids of images, a sampler's trajectory, animations, and the source of a
-function."""
+"""Figures in one style, grids of images, a sampler's trajectory, animations, and the
+source of a function."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def set_style() -> None:
-    """The book's one figure style: colours that everybody can tell apart, a light card that also
-    reads well in dark mode."""
+    """The book's one figure style: colours that everybody can tell apart, a light card
+    that also reads well in dark mode."""
     import matplotlib.pyplot as plt
     from cycler import cycler
 
@@ -60,8 +60,8 @@ def show_images(
 ) -> Figure:
     """A grid of images.
 
-    Shapes: x (B, C, H, W) in [-1, 1], C = 1 or 3; titles one an image, or one a column; rows one a
-        row.
+    Shapes: x (B, C, H, W) in [-1, 1], C = 1 or 3; titles one an image, or one a column;
+        rows one a row.
     Returns: the figure (also drawn by plt.show()).
     Raises: ValueError if the shape or a number of titles does not fit.
     """
@@ -120,10 +120,11 @@ def animate(
     milliseconds: int = 60,
     hold: int = 1500,
 ) -> Any:
-    """An animation of grids of images, as something a notebook shows: a GIF, which loops and
-    needs no script.
+    """An animation of grids of images, as something a notebook shows: a GIF, which
+    loops and needs no script.
 
-    Shapes: frames, a list of (B, C, H, W) in [-1, 1]; the last one is held for `hold` milliseconds.
+    Shapes: frames, a list of (B, C, H, W) in [-1, 1]; the last one is held for `hold`
+        milliseconds.
     Returns: an IPython Image (its .data are the bytes of the file).
     Raises: ValueError for no frames.
     """
@@ -158,8 +159,8 @@ def _grid(x: Tensor, columns: int, gap: int = 1):
 
 
 def show_source(function: Callable) -> Any:
-    """The source of a function or class as it is shipped, highlighted, without its docstring's bulk
-    hidden or changed.
+    """The source of a function or class as it is shipped, highlighted, without its
+    docstring's bulk hidden or changed.
 
     Returns: IPython Code.
     Raises: TypeError for what has no Python source.

@@ -1,5 +1,5 @@
-"""The weights that ship with the package: saved with a card, verified by their hash, never
-unpickled."""
+"""The weights that ship with the package: saved with a card, verified by their hash,
+never unpickled."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _NETS = {"UNet": UNet, "Classifier": Classifier}
 
 
 class Pretrained(NamedTuple):
-    """net: in eval mode; schedule: the one it was trained with; card: where it comes from and how
-    good it is."""
+    """net: in eval mode; schedule: the one it was trained with; card: where it comes
+    from and how good it is."""
 
     net: UNet
     schedule: NoiseSchedule
@@ -36,8 +36,8 @@ def load_pretrained(name: str, folder: str | Path | None = None) -> Pretrained:
     """A trained noise predictor by name, with its schedule and its card. Works offline.
 
     Returns: (net, schedule, card).
-    Raises: FileNotFoundError naming what is there; ValueError if the file is truncated, is not the
-        one its card describes, or holds another kind of net.
+    Raises: FileNotFoundError naming what is there; ValueError if the file is truncated,
+        is not the one its card describes, or holds another kind of net.
     """
     net, card = load_net(name, folder)
     if not isinstance(net, UNet):
@@ -48,8 +48,8 @@ def load_pretrained(name: str, folder: str | Path | None = None) -> Pretrained:
 def load_classifier(
     name: str = "mnist_classifier", folder: str | Path | None = None
 ) -> tuple[Classifier, dict[str, Moments], dict[str, Any]]:
-    """The judge: classifier, the moments of its features over the images named in its card
-    ("train", "test"), and the card.
+    """The judge: classifier, the moments of its features over the images named in its
+    card ("train", "test"), and the card.
 
     Raises: as load_pretrained.
     """
@@ -104,8 +104,8 @@ def save_net(
     folder: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write NAME.safetensors and, after it, its card NAME.json, both atomically. The card gets the
-    hash and the net's arguments.
+    """Write NAME.safetensors and, after it, its card NAME.json, both atomically. The
+    card gets the hash and the net's arguments.
 
     Returns: the path of the weights.
     Raises: OSError if one cannot be written.
@@ -136,7 +136,8 @@ def save_net(
 
 
 def load_table(name: str) -> dict[str, Any]:
-    """A table of measurements that ships with the package, with the command that made it.
+    """A table of measurements that ships with the package, with the command that made
+    it.
 
     Raises: FileNotFoundError naming what is there.
     """

@@ -1,5 +1,5 @@
-"""What `python -m diffusion_core train NAME` trains: data, net, schedule and configuration under
-one name."""
+"""What `python -m diffusion_core train NAME` trains: data, net, schedule and
+configuration under one name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from diffusion_core.unet import UNet
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run. `net` holds the arguments of UNet; `schedule` is "linear" or "cosine", with
-    T = 1000."""
+    """One training run. `net` holds the arguments of UNet; `schedule` is "linear" or
+    "cosine", with T = 1000."""
 
     about: str
     data: str

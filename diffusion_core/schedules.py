@@ -1,5 +1,5 @@
-"""Noise schedules: the one table alpha_bar, its look-ups, and the grids of times that samplers
-walk.
+"""Noise schedules: the one table alpha_bar, its look-ups, and the grids of times that
+samplers walk.
 
 Index t is the paper's t (1..T); index 0 is the data, with alpha_bar[0] = 1.
 """
@@ -31,11 +31,11 @@ def linear_betas(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> T
 
 
 def scaled_linear_betas(T: int = 1000, beta_1: float = 0.00085, beta_T: float = 0.012) -> Tensor:
-    """Variances whose square roots grow linearly: the schedule of the released Stable Diffusion
-    models.
+    """Variances whose square roots grow linearly: the schedule of the released Stable
+    Diffusion models.
 
-    Equation: sqrt(beta_t) linear in t ("scaled_linear" in diffusers), with the two ends that the
-        released Stable Diffusion models have.
+    Equation: sqrt(beta_t) linear in t ("scaled_linear" in diffusers), with the two ends
+        that the released Stable Diffusion models have.
     Shapes: result (T,).
     Returns: float64 tensor.
     Raises: ValueError if T < 1 or an end lies outside (0, 1).
@@ -98,9 +98,9 @@ class NoiseSchedule:
 
     Equation: DDPM sec. 2, alpha_bar_t = prod_{r=1..t} (1 - beta_r), alpha_bar_0 = 1.
     Shapes: alpha_bar (T+1,), float64; kept on the CPU, as a copy.
-    Raises: TypeError unless alpha_bar is a float64 tensor; ValueError unless it is (T+1,) with T >=
-        1, starts at 1, decreases strictly and stays above 0 (so that predict_x0 can divide by its
-        root).
+    Raises: TypeError unless alpha_bar is a float64 tensor; ValueError unless it is
+        (T+1,) with T >= 1, starts at 1, decreases strictly and stays above 0 (so that
+        predict_x0 can divide by its root).
     """
 
     alpha_bar: Tensor
@@ -170,8 +170,8 @@ class NoiseSchedule:
     def alpha_bar_at(self, t: Time) -> Tensor:
         """alpha_bar at any time, whole or real.
 
-        Equation: the table at whole t; between them log alpha_bar is linear, the VP-SDE with
-            piecewise-constant beta(t).
+        Equation: the table at whole t; between them log alpha_bar is linear, the VP-SDE
+            with piecewise-constant beta(t).
         Shapes: t, any; result the same.
         Returns: float64 on the CPU.
         Raises: ValueError outside 0 <= t <= T; TypeError for half-precision t.
@@ -203,8 +203,8 @@ class NoiseSchedule:
 
         Equation: DDPM eq. 2, beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}.
         Shapes: t () or (B,), whole numbers; like (B, *); result () or (B, 1, ..., 1).
-        Raises: ValueError outside 1 <= t <= T, for a fractional t, or if t does not fit like's
-            batch.
+        Raises: ValueError outside 1 <= t <= T, for a fractional t, or if t does not fit
+            like's batch.
         """
         t = as_time(t, 1, self.T)
         if not bool((t == t.round()).all()):
@@ -248,13 +248,14 @@ class NoiseSchedule:
 def timesteps(T: int, S: int, spacing: Spacing = "trailing") -> Tensor:
     """A decreasing grid of S steps through the times T .. 0.
 
-    Equation: DDIM sec. 4.2 and app. D.2 (the subsequence tau; "quadratic" is tau_i = floor(c i^2),
-        reaching 0.8 T as in the authors' code, ties moved up by one); "trailing", "leading" and
-        "linspace" as diffusers names them, shifted to the paper's index ("trailing" rounds up
-        where T / S is not whole, theirs to the nearest). Only "trailing" and "linspace" start at T.
+    Equation: DDIM sec. 4.2 and app. D.2 (the subsequence tau; "quadratic" is
+        tau_i = floor(c i^2), reaching 0.8 T as in the authors' code, ties moved up by
+        one); "trailing", "leading" and "linspace" as diffusers names them, shifted to
+        the paper's index ("trailing" rounds up where T / S is not whole, theirs to the
+        nearest). Only "trailing" and "linspace" start at T.
     Shapes: result (S+1,), int64, strictly decreasing, last entry 0.
-    Raises: ValueError unless 1 <= S <= T (2 <= S for "linspace" and "quadratic"), or for an unknown
-        spacing.
+    Raises: ValueError unless 1 <= S <= T (2 <= S for "linspace" and "quadratic"), or
+        for an unknown spacing.
     """
     if spacing not in get_args(Spacing):
         raise ValueError(f"spacing = {spacing!r} is unknown; choose one of {get_args(Spacing)}")
@@ -274,7 +275,8 @@ def timesteps(T: int, S: int, spacing: Spacing = "trailing") -> Tensor:
 
 
 def _ties_moved_up(rising: Tensor) -> Tensor:
-    """The smallest strictly increasing whole numbers that are nowhere below the given ones."""
+    """The smallest strictly increasing whole numbers that are nowhere below the given
+    ones."""
     i = torch.arange(len(rising))
     return torch.cummax(rising - i, 0).values + i
 
@@ -282,8 +284,8 @@ def _ties_moved_up(rising: Tensor) -> Tensor:
 def karras_times(schedule: NoiseSchedule, S: int, rho: float = 7.0) -> Tensor:
     """Real times at which noise / signal follows EDM's grid, dense near the data.
 
-    Equation: EDM eq. 5 for i < S, and sigma_S = 0; here sigma = noise / signal, with sigma_max at
-        t = T and sigma_min at t = 1:
+    Equation: EDM eq. 5 for i < S, and sigma_S = 0; here sigma = noise / signal, with
+        sigma_max at t = T and sigma_min at t = 1:
 
             sigma_i = (a + i/(S-1) (b - a))^rho,  a = sigma_max^(1/rho),  b = sigma_min^(1/rho)
     Shapes: result (S+1,), float64, strictly decreasing from T to 0.

@@ -1,5 +1,5 @@
-"""Training of any net(x, t, y): one function of the step number, so that it can be resumed and
-split over processes exactly."""
+"""Training of any net(x, t, y): one function of the step number, so that it can be
+resumed and split over processes exactly."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ class TrainConfig:
 
 
 class Batch(NamedTuple):
-    """What step k draws, for the global batch. All on the CPU; shapes (B,), eps (B, C, H, W)."""
+    """What step k draws, for the global batch. All on the CPU; shapes (B,), eps (B, C,
+    H, W)."""
 
     index: Tensor
     t: Tensor
@@ -88,8 +89,8 @@ class Batch(NamedTuple):
 
 
 class TrainResult(NamedTuple):
-    """net: the last weights; ema: their moving average, the one to sample from; history: one dict a
-    logged step."""
+    """net: the last weights; ema: their moving average, the one to sample from;
+    history: one dict a logged step."""
 
     net: nn.Module
     ema: nn.Module
@@ -107,8 +108,8 @@ class EMA:
 
             shadow <- d_k shadow + (1 - d_k) weights,  d_k = min(decay, (1 + k) / (10 + k))
 
-        The random start's share after n updates is prod_k d_k; without the warm-up it would be
-        decay^n, 0.905 after 1,000 updates at decay 0.9999.
+        The random start's share after n updates is prod_k d_k; without the warm-up it
+        would be decay^n, 0.905 after 1,000 updates at decay 0.9999.
     Raises: ValueError unless 0 <= decay < 1.
     """
 
@@ -141,8 +142,8 @@ def lr_at(k: int, config: TrainConfig) -> float:
 
 
 def draw_batch(k: int, config: TrainConfig, n: int, shape: torch.Size, T: int) -> Batch:
-    """All random numbers of step k for the global batch, from a generator seeded by (seed, k)
-    alone.
+    """All random numbers of step k for the global batch, from a generator seeded by
+    (seed, k) alone.
 
     Shapes: n images of this shape (C, H, W); t on 1..T.
     """
@@ -170,19 +171,23 @@ def train(
 ) -> TrainResult:
     """Train a noise predictor net(x_t, t, y) with DDPM's simple loss.
 
-    Equation: DDPM eq. 14 on minibatches; Adam; labels dropped as in Ho & Salimans 2022, alg. 1.
-        Step k's random numbers depend on (seed, k) alone and are drawn for the global batch: a run
-        resumed from a checkpoint, and a run on several processes (`accelerate launch`), follow the
-        same path. With a folder, a checkpoint is written there every `checkpoint_every` steps and
-        at the end: atomically, as safetensors with its log inside.
+    Equation: DDPM eq. 14 on minibatches; Adam; labels dropped as in Ho & Salimans 2022,
+        alg. 1. Step k's random numbers depend on (seed, k) alone and are drawn for the
+        global batch: a run resumed from a checkpoint, and a run on several processes
+        (`accelerate launch`), follow the same path. With a folder, a checkpoint is
+        written there every `checkpoint_every` steps and at the end: atomically, as
+        safetensors with its log inside.
 
-    Shapes: data.pixels (N, C, H, W) uint8; data.labels (N,), used if the net has classes.
-    Returns: the net, its moving average, and the log (dicts with step, loss, and at validations
-        loss_by_t: ten means over tenths of 1..T, of the moving average, with fixed noise).
-    Raises: ValueError if the batch does not split over the processes, or a checkpoint belongs to
-        another run; FileExistsError if the folder holds a checkpoint and resume is False; NanLoss
-        at the step where the loss stops being finite (the last checkpoint stays); OSError if a
-        checkpoint cannot be written (the previous one stays).
+    Shapes: data.pixels (N, C, H, W) uint8; data.labels (N,), used if the net has
+        classes.
+    Returns: the net, its moving average, and the log (dicts with step, loss, and at
+        validations loss_by_t: ten means over tenths of 1..T, of the moving average,
+        with fixed noise).
+    Raises: ValueError if the batch does not split over the processes, or a checkpoint
+        belongs to another run; FileExistsError if the folder holds a checkpoint and
+        resume is False; NanLoss at the step where the loss stops being finite (the last
+        checkpoint stays); OSError if a checkpoint cannot be written (the previous one
+        stays).
     """
     accelerator = _accelerator(config.precision, device)
     rows = _my_rows(config.batch_size, accelerator)
@@ -218,8 +223,8 @@ def train(
 def elapsed(history: list[dict], config: TrainConfig) -> float:
     """Seconds of training up to a run's last logged step, all its parts together.
 
-    Returns: 0 for an empty log; from the speed, where a log holds no seconds (format of 0.1.0's
-        first runs).
+    Returns: 0 for an empty log; from the speed, where a log holds no seconds (format of
+        0.1.0's first runs).
     """
     for row in reversed(history):
         if "seconds" in row:
@@ -237,7 +242,8 @@ def _resumed(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
 ) -> tuple[int, list[dict]]:
-    """The steps done before, and their log: of the checkpoint if there is one, else none."""
+    """The steps done before, and their log: of the checkpoint if there is one, else
+    none."""
     if path is None or not path.exists():
         return 0, []
     if not resume:
@@ -256,8 +262,8 @@ def _update(
     config: TrainConfig,
     accelerator,
 ) -> None:
-    """Step k of Adam: gradient, its norm clipped, the step's learning rate; then no gradient is
-    left."""
+    """Step k of Adam: gradient, its norm clipped, the step's learning rate; then no
+    gradient is left."""
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
     for group in optimizer.param_groups:
@@ -308,8 +314,8 @@ def _logged(
 def _accelerator(precision: Precision, device: str | None):
     """Accelerate's handle on devices and processes, chosen anew for each run.
 
-    Accelerate keeps one state for the whole program: without the reset, a second run could neither
-    change its precision nor its device.
+    Accelerate keeps one state for the whole program: without the reset, a second run
+    could neither change its precision nor its device.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -350,8 +356,8 @@ def _my_rows(batch_size: int, accelerator) -> slice:
 def _loss(
     model: nn.Module, net: nn.Module, data: Images, batch: Batch, schedule: NoiseSchedule
 ) -> Tensor:
-    """DDPM eq. 14 on one batch, with the labels that were not dropped; net says what its labels
-    are, model is net as Accelerate runs it."""
+    """DDPM eq. 14 on one batch, with the labels that were not dropped; net says what
+    its labels are, model is net as Accelerate runs it."""
     index = batch.index.to(data.pixels.device)
     x_0, y = from_uint8(data.pixels[index]), None
     if getattr(net, "classes", None) is not None:
@@ -361,8 +367,8 @@ def _loss(
 
 @contextmanager
 def _dropout_seeded(k: int, rows: slice, config: TrainConfig, device: torch.device):
-    """Layers like dropout draw from torch's global generator: for step k it starts anew, so that a
-    resumed run draws the same; afterwards it is as before."""
+    """Layers like dropout draw from torch's global generator: for step k it starts
+    anew, so that a resumed run draws the same; afterwards it is as before."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed * 1_000_003 + k + rows.start)
         yield
@@ -376,13 +382,13 @@ def _mean_over_processes(loss: Tensor, accelerator) -> float:
 def validation_loss(
     net: nn.Module, data: Images, schedule: NoiseSchedule, buckets: int = 10, draws: int = 1
 ) -> list[float]:
-    """The loss in each bucket of t, unconditional of any label drop: true labels, fixed images,
-    fixed t, fixed noise.
+    """The loss in each bucket of t, unconditional of any label drop: true labels, fixed
+    images, fixed t, fixed noise.
 
-    Equation: DDPM eq. 14, per element, averaged over the t of one bucket; the buckets are equal
-        parts of 1..T.
-    Shapes: data (N, C, H, W); each bucket sees `draws` values of t, spread evenly over it, for
-        every image.
+    Equation: DDPM eq. 14, per element, averaged over the t of one bucket; the buckets
+        are equal parts of 1..T.
+    Shapes: data (N, C, H, W); each bucket sees `draws` values of t, spread evenly over
+        it, for every image.
     Returns: `buckets` numbers.
     """
     device = next(net.parameters()).device
@@ -420,8 +426,8 @@ def save_checkpoint(
     config: TrainConfig,
     history: list[dict],
 ) -> None:
-    """Write the whole state of a run to one file, atomically: after a crash the file is the old one
-    or the new one, never a part.
+    """Write the whole state of a run to one file, atomically: after a crash the file is
+    the old one or the new one, never a part.
 
     Raises: OSError if it cannot be written; the previous file stays.
     """
@@ -444,11 +450,11 @@ def save_checkpoint(
 
 
 def save_safely(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str]) -> None:
-    """safetensors' save_file, atomically: to a temporary file beside it, flushed to the disk, then
-    renamed.
+    """safetensors' save_file, atomically: to a temporary file beside it, flushed to the
+    disk, then renamed.
 
-    Raises: OSError saying how much room is needed, if the file cannot be written; the previous file
-        stays.
+    Raises: OSError saying how much room is needed, if the file cannot be written; the
+        previous file stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -478,8 +484,8 @@ def load_checkpoint(
     """Put a run's state back in place.
 
     Returns: the number of steps done, and the log up to there.
-    Raises: ValueError if the file is damaged, or was written by a run with another configuration or
-        net.
+    Raises: ValueError if the file is damaged, or was written by a run with another
+        configuration or net.
     """
     tensors, meta = read_safetensors(path)
     if not {"step", "config", "history"} <= meta.keys():

@@ -1,5 +1,5 @@
-"""One U-Net for every chapter: 8x8 digits, 28x28 MNIST, 32x32 colour, latents. It knows nothing of
-noise schedules."""
+"""One U-Net for every chapter: 8x8 digits, 28x28 MNIST, 32x32 colour, latents. It knows
+nothing of noise schedules."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Times as sines and cosines of many frequencies, so that a linear layer can tell any two of
-    them apart.
+    """Times as sines and cosines of many frequencies, so that a linear layer can tell
+    any two of them apart.
 
     Equation: Vaswani et al. 2017 sec. 3.5, cos(t w_i) and sin(t w_i) with
 
             w_i = max_period^(-i / (dim/2)),  i = 0 .. dim/2 - 1
     Shapes: t (B,), whole or real, in steps; result (B, dim): cosines first, then sines.
     Returns: float32, on t's device.
-    Raises: ValueError if dim is odd or t is not one-dimensional; TypeError for half-precision times
-        (bfloat16 rounds 997 to 996).
+    Raises: ValueError if dim is odd or t is not one-dimensional; TypeError for
+        half-precision times (bfloat16 rounds 997 to 996).
     """
     if dim % 2 or t.ndim != 1:
         raise ValueError(
@@ -39,7 +39,8 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
 
 
 def _zero(layer: nn.Module) -> nn.Module:
-    """The layer with all its parameters set to 0: its branch starts as if it were not there."""
+    """The layer with all its parameters set to 0: its branch starts as if it were not
+    there."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -51,11 +52,11 @@ def _groups(channels: int) -> int:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a skip; the embedding of (t, y) scales and shifts what lies between
-    them.
+    """Two convolutions beside a skip; the embedding of (t, y) scales and shifts what
+    lies between them.
 
-    Equation: Ho et al. 2020 app. B, with the scale-and-shift of Dhariwal & Nichol 2021 sec. 3
-        (adaptive group normalization); conv2 is zero at the start:
+    Equation: Ho et al. 2020 app. B, with the scale-and-shift of Dhariwal & Nichol 2021
+        sec. 3 (adaptive group normalization); conv2 is zero at the start:
 
             h = conv1(silu(norm1(x)))
             skip(x) + conv2(silu((1 + scale) norm2(h) + shift))
@@ -86,10 +87,11 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention between all pixels, beside a skip; the output projection is zero at the start.
+    """Self-attention between all pixels, beside a skip; the output projection is zero
+    at the start.
 
-    Equation: Vaswani et al. 2017 eq. 1, softmax(q k^T / sqrt(d)) v, over the H W pixels. Keys carry
-        no bias: it would cancel in the softmax.
+    Equation: Vaswani et al. 2017 eq. 1, softmax(q k^T / sqrt(d)) v, over the H W
+        pixels. Keys carry no bias: it would cancel in the softmax.
     Shapes: (B, channels, H, W) -> the same.
     Raises: ValueError if head_dim does not divide channels.
     """
@@ -145,8 +147,8 @@ class Upsample(nn.Module):
 def _down_path(
     width: int, levels: list[tuple[int, bool]], blocks: int, emb_dim: int, dropout: float
 ) -> tuple[nn.ModuleList, list[int]]:
-    """The way down, from `width` channels, and the channels of every skip that it leaves; levels:
-    (channels, attention) of each, the finest first."""
+    """The way down, from `width` channels, and the channels of every skip that it
+    leaves; levels: (channels, attention) of each, the finest first."""
     modules, skips = nn.ModuleList(), [width]
     for i, (channels, attention) in enumerate(levels):
         for _ in range(blocks):
@@ -174,15 +176,18 @@ def _up_path(
 
 
 class UNet(nn.Module):
-    """Predicts the noise in x_t. With y = None (the null label for every image) it is an EpsModel.
+    """Predicts the noise in x_t. With y = None (the null label for every image) it is
+    an EpsModel.
 
-    Equation: eps_theta(x_t, t, y); Ho et al. 2020 app. B, after Ronneberger et al. 2015. Its output
-        is 0 before training, so that the loss of DDPM eq. 14 starts at 1.
-    Shapes: x (B, channels, H, W), H and W divisible by 2^(levels - 1), with levels =
-        len(multipliers); t () or (B,), in steps, on any device; y (B,) int64 in 0..classes, where
-        index `classes` is the null label. Returns (B, channels, H, W), dtype of x.
-    Raises: ValueError if the sizes, the shape of t or the labels do not fit, or labels are given to
-        a net without classes; TypeError for half-precision t.
+    Equation: eps_theta(x_t, t, y); Ho et al. 2020 app. B, after Ronneberger et al.
+        2015. Its output is 0 before training, so that the loss of DDPM eq. 14 starts at
+        1.
+    Shapes: x (B, channels, H, W), H and W divisible by 2^(levels - 1), with
+        levels = len(multipliers); t () or (B,), in steps, on any device; y (B,) int64
+        in 0..classes, where index `classes` is the null label. Returns (B, channels, H,
+        W), dtype of x.
+    Raises: ValueError if the sizes, the shape of t or the labels do not fit, or labels
+        are given to a net without classes; TypeError for half-precision t.
     """
 
     def __init__(
