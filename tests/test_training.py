@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -584,6 +585,18 @@ def test_a_full_disk_is_reported_and_the_previous_checkpoint_stays(tmp_path, mon
     assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT], "no half file is left"
     monkeypatch.undo()
     same(weights(run(folder=tmp_path, resume=True).net), weights(run().net))
+
+
+def test_a_failed_write_says_how_much_room_is_needed(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training, "save_file", full)
+    free = SimpleNamespace(free=5 * 2**20)
+    monkeypatch.setattr(training.shutil, "disk_usage", lambda folder: free)
+    tensors = {"a": torch.zeros(2**18), "b": torch.zeros(2**18, dtype=torch.float64)}
+    with pytest.raises(OSError, match=r"it needs 3 MiB, 5 MiB are free"):
+        save_safely(tensors, tmp_path / "a.safetensors", {})
 
 
 LIMITED = """
