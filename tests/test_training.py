@@ -20,7 +20,7 @@ from torch import nn
 
 from diffusion_core import training
 from diffusion_core.data import Images, from_uint8
-from diffusion_core.ddpm import q_sample
+from diffusion_core.ddpm import eps_loss, q_sample
 from diffusion_core.schedules import NoiseSchedule, linear_betas
 from diffusion_core.training import (
     CHECKPOINT,
@@ -587,6 +587,39 @@ def test_a_full_disk_is_reported_and_the_previous_checkpoint_stays(tmp_path, mon
     same(weights(run(folder=tmp_path, resume=True).net), weights(run().net))
 
 
+@pytest.mark.parametrize("avx512", [True, False, None])
+@pytest.mark.parametrize("amx", [True, False])
+def test_either_unit_of_the_processor_is_enough(monkeypatch, avx512, amx):
+    """None: a version of torch that cannot say whether there is AVX-512 for bfloat16."""
+    name = "_is_avx512_bf16_supported"
+    if avx512 is None:
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, name, lambda: avx512, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert training._cpu_has_bf16_units() == (bool(avx512) or amx)
+
+
+@pytest.mark.parametrize("missing", ["mkldnn", "its bfloat16", "the units", None])
+def test_bf16_needs_library_and_processor(monkeypatch, missing):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: missing != "mkldnn")
+    supported = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: missing != "its bfloat16")
+    monkeypatch.setattr(torch.ops, "mkldnn", supported)
+    monkeypatch.setattr(training, "_cpu_has_bf16_units", lambda: missing != "the units")
+    assert training._has_bf16("cpu") == (missing is None)
+
+
+def test_validation_in_chunks_is_the_mean_over_all_images():
+    net, data = tiny(), images(130)
+    assert len(data.pixels) > training._CHUNK
+    x_0 = from_uint8(data.pixels)
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(20200619))
+    t = torch.full((130,), 5)  # the middle of the first of two halves of T = 20
+    expected = eps_loss(lambda x, t: net(x, t, data.labels), x_0, t, eps, SCHEDULE).mean()
+    first, _ = validation_loss(net, data, SCHEDULE, buckets=2)
+    assert first == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_a_failed_write_says_how_much_room_is_needed(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -649,7 +682,7 @@ def test_a_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypa
     monkeypatch.setattr(
         training.os, "replace", lambda a, b: done.append((a.name, b.name)) or replace(a, b)
     )
-    save_safely({"a": torch.zeros(3)}, tmp_path / "new" / "a.safetensors", {})
+    save_safely({"a": torch.zeros(3)}, tmp_path / "new" / "and deeper" / "a.safetensors", {})
     assert done == ["fsync", ("a.safetensors.tmp", "a.safetensors")]
 
 
