@@ -554,3 +554,11 @@ def test_arguments_of_the_net_that_do_not_fit():
     with pytest.raises(ValueError, match="classes = 0 must be at least 1"):
         UNet(**SMALL, classes=0)
     assert UNet(**SMALL, classes=1).null_label == 1
+
+
+def test_the_net_is_one_graph_for_torch_compile():
+    """No value is looked at while the graph is captured: labels are checked only in ordinary calls."""
+    net, x, y = build(classes=5), normal(2, 1, 4, 4).float(), torch.tensor([1, 5])
+    net = net.float()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    close(compiled(x, torch.tensor([3, 7]), y), net(x, torch.tensor([3, 7]), y), 1e-5)
