@@ -37,10 +37,11 @@ examples:
 
 EVALUATE = """Measure a trained network against real data; write a JSON table with its provenance.
 
-Draws --samples images for each of --seeds seeds along a strided chain. Then: agreement of the
-classifier with the label asked for; Fréchet and kernel distance to the test images, beside the
-same for as many real training images; distance to the nearest training images. A finished
-seed is kept: the same command goes on where it was stopped.
+For each of --seeds seeds: draws --samples training images, and paints as many with the same
+labels along a strided chain. Then: agreement of the classifier with the label asked for; Fréchet
+and kernel distance to the test images, of the painted images and of the training images (the
+floor); distance to the nearest training images. A finished seed is kept: the same command goes on
+where it was stopped.
 
 example:
   python -m diffusion_core evaluate mnist --data ~/data --samples 2000 --steps 100

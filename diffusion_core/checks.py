@@ -37,7 +37,7 @@ def check(claim: str, measured: Any, within: float, *, equation: str | None = No
     value = math.nan if bool(values.isnan().any()) else values.max().item()
     tag = f" [{equation}]" if equation else ""
     if not value <= within:
-        raise CheckFailed(f"{claim}{tag}: measured {value:.6g}, which is not within {within:g}")
+        raise CheckFailed(f"{claim}{tag}: measured {value:.6g}, not within {within:g}")
     _record(claim, value, within, equation)
     print(f"✓ {claim}{tag} (within {within:g})")
 

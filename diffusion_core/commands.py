@@ -315,6 +315,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "steps": arguments.steps,
         "sampler": "ddpm_sample, variance='posterior', timesteps(1000, steps, 'trailing'), "
         "x_0 clipped to [-1, 1], no guidance",
+        "labels": "of the training images drawn for the floor",
     }
     kept = json.loads(out.read_text()) if out.exists() else {}
     rows = kept["seeds"] if kept.get("settings") == settings else []
@@ -345,14 +346,15 @@ def _evaluate_seed(
     seed: int,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """One row of the table: what n samples of this seed measure, beside as many real images."""
+    """One row of the table: what n samples of this seed measure, beside n real images drawn at
+    random, the floor; the samples are asked for with the labels of those images."""
     n = arguments.samples
-    y = torch.arange(n) % model.net.classes
+    chosen = torch.randperm(len(real.pixels), generator=torch.Generator().manual_seed(seed))[:n]
+    y = real.labels[chosen]
     began = time.perf_counter()
     x = generate(model, y, n, arguments.steps, seed, arguments.device)
     seconds = time.perf_counter() - began
     predicted, features = classify(classifier, x)
-    chosen = torch.randperm(len(real.pixels), generator=torch.Generator().manual_seed(seed))[:n]
     _, real_features = classify(classifier, from_uint8(real.pixels[chosen]))
     held_out = load_images(model.card["data"]["name"], "test", arguments.data).x
     return {
