@@ -11,6 +11,7 @@ observe are named, with the reason, in tools/equivalent_mutants.yml; every other
 import argparse
 import gc
 import importlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -198,12 +199,17 @@ def failed_by(path, part):
 
 
 def _interleaved(lists):
-    """Mutants of different functions in turn, those that change a formula before the others."""
+    """Mutants of different functions in turn: first all that change a formula, then the others."""
+    found = [m for one in lists for m in one]
+    formula = [m for m in found if m.what.startswith(FORMULA)]
+    return _in_turn(formula) + _in_turn([m for m in found if not m.what.startswith(FORMULA)])
+
+
+def _in_turn(found):
     groups = {}
-    for m in (m for found in lists for m in found):
+    for m in found:
         groups.setdefault((m.module, m.function), []).append(m)
-    rows = [sorted(row, key=lambda m: not m.what.startswith(FORMULA)) for row in groups.values()]
-    return [row[i] for i in range(max(map(len, rows))) for row in rows if i < len(row)]
+    return [m for row in itertools.zip_longest(*groups.values()) for m in row if m]
 
 
 def _unchanged(module):

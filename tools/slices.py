@@ -49,7 +49,7 @@ class Slice:
 def equation_slice(path, keys=None):
     """The slice of one notebook; with `keys`, the part of it that leads to the checks of these equations."""
     notebook = json.loads(path.read_text(encoding="utf8"))
-    sources = [_plain("".join(c["source"])) for c in notebook["cells"] if c["cell_type"] == "code"]
+    sources = [_without_shown_failures(_plain("".join(c["source"]))) for c in notebook["cells"] if c["cell_type"] == "code"]
     trees = [ast.parse(source) for source in sources]
     needed, keep = set(), []
     for source, tree in reversed(list(zip(sources, trees, strict=True))):
@@ -72,6 +72,20 @@ def _plain(source):
         text = line.lstrip()
         lines.append(line[: len(line) - len(text)] + "pass" if text.startswith(("%", "!")) else line)
     return "\n".join(lines)
+
+
+def _without_shown_failures(source):
+    """A cell without its `with caught():` blocks, where a chapter shows how a check fails."""
+
+    class Remove(ast.NodeTransformer):
+        def visit_With(self, node):
+            calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
+            shown = any(ast.unparse(call.func) == "caught" for call in calls)
+            return ast.copy_location(ast.Pass(), node) if shown else self.generic_visit(node)
+
+    if "caught" not in source:
+        return source
+    return ast.unparse(ast.fix_missing_locations(Remove().visit(ast.parse(source))))
 
 
 def _equations_of(source):
