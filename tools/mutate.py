@@ -10,6 +10,7 @@ observe are named, with the reason, in tools/equivalent_mutants.yml; every other
 
 import argparse
 import gc
+import hashlib
 import importlib
 import itertools
 import multiprocessing
@@ -23,7 +24,7 @@ from tools.mutants import mutants
 from tools.pages import write_all
 from tools.reach import Reach
 from tools.slices import RAISED, equation_slice
-from tools.verdicts import RESULT, TESTS, load, source, still_valid, store, summary
+from tools.verdicts import RESULT, TESTS, code_hash, load, source, still_valid, store, summary
 
 EQUATION_MODULES = ("schedules", "ddpm", "exact", "metrics", "unet")
 PYTEST = ["-q", "--assert=plain", *(word for plugin in ("cacheprovider", "unraisableexception") for word in ("-p", f"no:{plugin}"))]
@@ -162,40 +163,43 @@ def reaching(mutant, tests, outside):
 
 
 def try_equations(result):
-    """For every chapter: run its checks of equations against mutants of the functions that they call, until each equation has
-    been failed by one."""
-    caught = result["equations"] = {}
+    """For every chapter and every equation that it checks: a mutant that makes one of the checks fail, if there is one. Slices
+    that have not changed since the last run keep their verdict."""
+    known, found = result.get("slices", {}), {}
     for path in layout.chapters():
-        part = equation_slice(path)
-        if part.equations:
-            for key, name in failed_by(path, part).items():
-                caught.setdefault(key, []).extend([name] if name else [])
+        for key in equation_slice(path).equations:
+            part = equation_slice(path, [key])
+            name, mark = f"{part.chapter}: {key}", slice_hash(part)
+            found[name] = known[name] if known.get(name, {}).get("hash") == mark else {"hash": mark, "mutant": failed_by(part, key)}
+            result["slices"] = known | found
             store(result)
+    result["slices"], result["equations"] = found, {}
+    for name, entry in found.items():
+        result["equations"].setdefault(name.split(": ")[1], []).extend([entry["mutant"]] if entry["mutant"] else [])
+    store(result)
+    caught = result["equations"]
     print(f"equations: {sum(map(bool, caught.values()))} of {len(caught)} have a check that a mutant makes fail")
-    for key, found in caught.items():
-        if not found:
-            print(f"  no mutant fails a check of {key}")
 
 
-def failed_by(path, part):
-    """{equation: the first mutant that makes one of this chapter's checks of it fail, or None}."""
-    chapter, caught = layout.chapter_name(path), dict.fromkeys(part.equations)
+def slice_hash(part):
+    """What the verdict on a slice depends on: its cells, and the modules that bugs are put into."""
+    texts = [*part.cells, *(code_hash(module) for module in EQUATION_MODULES)]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def failed_by(part, key):
+    """The first mutant that makes a check of this equation fail by its numbers, or None."""
     observed = in_process(observe_slice, part, limit=SLICE_LIMIT)
     if observed is None or observed[0]:
-        sys.exit(f"{chapter}: checks fail, or take too long, without any mutant: {observed}")
-    called = observed[1]
-    queue = _interleaved([m for m in mutants(module, source(module)) if (module, m.function) in called] for module in EQUATION_MODULES)
+        sys.exit(f"{part.chapter}: checks of {key} fail, or take too long, without any mutant: {observed and observed[0]}")
+    queue = _interleaved([m for m in mutants(module, source(module)) if (module, m.function) in observed[1]] for module in EQUATION_MODULES)
     for i, mutant in enumerate(queue, 1):
-        failed = in_process(run_slice, mutant, part, limit=SLICE_LIMIT) or {}
-        for key, claims in failed.items():
-            if caught.get(key, "") is None and set(claims) != {RAISED}:  # a number must be wrong; stopping is not enough
-                caught[key] = mutant.name
-                print(f"{chapter}, mutant {i} of {len(queue)}: {key} failed by {mutant.name}", flush=True)
-        left = [key for key, name in caught.items() if name is None]
-        if not left:
-            break
-        part = equation_slice(path, left)
-    return caught
+        claims = (in_process(run_slice, mutant, part, limit=SLICE_LIMIT) or {}).get(key, [])
+        if set(claims) - {RAISED}:  # a number must be wrong; stopping is not enough
+            print(f"{part.chapter}, mutant {i} of {len(queue)}: {key} failed by {mutant.name}", flush=True)
+            return mutant.name
+    print(f"{part.chapter}: no mutant fails a check of {key}", flush=True)
+    return None
 
 
 def _interleaved(lists):
