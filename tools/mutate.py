@@ -2,7 +2,7 @@
 
 `python -m tools.mutate [MODULE ...]` (`make mutate`): for every mutant of schedules, ddpm, exact, unet and training, a
 process of its own runs the tests of that module against it. Then the cells of the chapters that lead to a
-check(..., equation=...) run against the mutants of schedules, ddpm and exact, until every equation has been failed by one.
+check(..., equation=...) run against the mutants of the functions that they call, until each equation has been failed by one.
 Results go to book/_data/mutation.json; a run that was stopped goes on where it was; a change of the tests alone tries the survivors
 again (--again: all of them). Mutants that change nothing one could
 observe are named, with the reason, in tools/equivalent_mutants.yml; every other survivor is listed.
@@ -175,7 +175,9 @@ def try_equations(result):
             store(result)
     result["slices"], result["equations"] = found, {}
     for name, entry in found.items():
-        result["equations"].setdefault(name.split(": ")[1], []).extend([entry["mutant"]] if entry["mutant"] else [])
+        bugs = result["equations"].setdefault(name.split(": ")[1], [])
+        if entry["mutant"] and entry["mutant"] not in bugs:
+            bugs.append(entry["mutant"])
     store(result)
     caught = result["equations"]
     print(f"equations: {sum(map(bool, caught.values()))} of {len(caught)} have a check that a mutant makes fail")
