@@ -3,7 +3,7 @@
 # make help    the rest
 PYTHON ?= python3
 PORT   ?= 8000
-# for train, evaluate, gpu: where MNIST lies, and on which device to work (both empty: what the command line chooses itself)
+# for train, evaluate, bench, gpu: where MNIST lies, and on which device to work (both empty: what the command line chooses itself)
 DATA   ?=
 DEVICE ?=
 FLAGS   = $(if $(DATA),--data $(DATA)) $(if $(DEVICE),--device $(DEVICE))
@@ -31,8 +31,8 @@ help:  ## what can be made
 	$(PIP) -r requirements.txt -r requirements-test.txt -r requirements-compare.txt
 	$(PIP) --no-deps --editable .
 	@touch $@
-.venv/with-lab: .venv/with-test
-	$(PIP) jupyterlab
+.venv/with-lab: requirements-lab.txt .venv/with-test
+	$(PIP) -r requirements-lab.txt
 	@touch $@
 
 book: .venv/with-book  ## build the website and print where to open it
@@ -54,18 +54,19 @@ execute: .venv/with-test  ## re-run the chapters and store their outputs (CHAPTE
 chapter: .venv/with-test  ## write a new chapter's skeleton: make chapter FILE=book/3-variants/ddim.ipynb TITLE="DDIM"
 	$(PY) -m tools.chapter "$(FILE)" "$(TITLE)"
 
-pages: .venv/with-book  ## rewrite the generated reference pages: ledger, bugs, status, symptoms
+pages: .venv/with-book  ## rewrite the generated reference pages: ledger, bugs, benchmarks, status, symptoms
 	$(PY) -m tools.pages
 
 train: .venv/with-test  ## train the shipped networks at full length (DATA=folder, DEVICE=cpu|cuda)
-	$(PY) -m diffusion_core train mnist_classifier $(FLAGS)
+	$(PY) -m diffusion_core train mnist_classifier $(if $(DATA),--data $(DATA))
 	$(PY) -m diffusion_core train mnist --resume $(FLAGS)
 
 evaluate: .venv/with-test  ## measure the shipped network against MNIST (DATA=folder)
 	$(PY) -m diffusion_core evaluate mnist $(FLAGS)
 
-bench: .venv/with-test  ## time our code beside lucidrains' and diffusers', interleaved
-	$(PY) -m benchmarks
+bench: .venv/with-test  ## time our code beside lucidrains' and diffusers', interleaved, and rewrite its page
+	$(PY) -m benchmarks $(FLAGS)
+	$(PY) -m tools.pages
 
 gpu: .venv/with-test  ## everything that wants a GPU, into results/; resumable, works on a CPU, slowly (DATA=folder, DEVICE=)
 	$(PY) -m tools.gpu $(FLAGS)

@@ -1,6 +1,7 @@
 """Our code beside lucidrains' and diffusers', interleaved in one run: `python -m benchmarks` (`make bench`).
 
-Three tables, written to book/_data/benchmarks.json with their provenance; finished rows are kept, a stopped run goes on.
+Three tables, written to book/_data/benchmarks.json, each with its provenance. A finished table, or row of the last one, is kept:
+a stopped run goes on, and --again measures anew.
   overhead  one net, three libraries around it: what the library costs besides the net (aim: ratio >= 1.0)
   recipes   each library with the net its own documentation builds: multiply-adds, peak memory, time of a step
   budget    Fréchet distance after equal seconds of training (on a CPU: of processor time), sampled alike (needs MNIST: --data or
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import sys
@@ -36,12 +38,14 @@ from diffusion_core.training import EMA
 FILE = Path(__file__).resolve().parents[1] / "book" / "_data" / "benchmarks.json"
 
 
-def multiply_adds(net: nn.Module, eps_model, device: str) -> int:
-    """Multiply-adds of one forward pass of one image."""
+def multiply_adds(eps_model, device: str) -> int:
+    """Multiply-adds of one forward pass of one image; attention as matrix products, for the counter has no formula of a CPU's
+    fused one."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     x = torch.zeros(1, 1, rivals.SIZE, rivals.SIZE, device=device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         eps_model(x, torch.ones(1, dtype=torch.long, device=device))
     return counter.get_total_flops() // 2
 
@@ -128,7 +132,7 @@ def compare(contenders: list[Contender], arguments: argparse.Namespace) -> list[
             {
                 "name": c.name,
                 "parameters": sum(p.numel() for p in c.net.parameters()),
-                "multiply_adds": multiply_adds(c.net, c.eps_model, device),
+                "multiply_adds": multiply_adds(c.eps_model, device),
                 "precision": arguments.precision,
                 "batch_size": arguments.batch_size,
                 "peak_memory_mib": peak[c.name],
@@ -242,8 +246,9 @@ def build_parser() -> argparse.ArgumentParser:
         "tables",
         nargs="*",
         metavar="TABLE",
-        help="overhead, recipes, budget (default: the first two, and budget if MNIST is there)",
+        help="overhead, recipes, budget (default: the first two, and budget if --data or DIFFUSION_DATA says where MNIST is)",
     )
+    parser.add_argument("--again", action="store_true", help="forget what was measured before on this kind of device")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -264,23 +269,32 @@ def main() -> None:
     arguments.repeat = arguments.repeat or (20 if arguments.device == "cuda" else 1)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    tables = arguments.tables or ["overhead", "recipes", "budget"]
+    with_data = arguments.data or os.environ.get("DIFFUSION_DATA")
+    tables = arguments.tables or ["overhead", "recipes", *(["budget"] if with_data else [])]
     unknown = set(tables) - {"overhead", "recipes", "budget"}
     if unknown:
         raise SystemExit(f"no table named {sorted(unknown)}; choose from overhead, recipes, budget")
-    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    found = json.loads(arguments.out.read_text(encoding="utf8")) if arguments.out.exists() else {}
     key = f"{arguments.device} {arguments.precision}"
-    result = found.setdefault(key, {"provenance": provenance(" ".join(["python -m benchmarks", *sys.argv[1:]]), arguments.device)})
+    result = found.setdefault(key, {})
+    if arguments.again:
+        for name in (*tables, "budget_settings"):
+            result.pop(name, None)
+    now = provenance(" ".join(["python -m benchmarks", *sys.argv[1:]]), arguments.device)
 
-    def store() -> None:
+    def store(name: str) -> None:
+        result.setdefault("provenance", {})[name] = now
         write_json(arguments.out, found)
 
+    for name in {"overhead", "recipes"} & result.keys() & set(tables):
+        before = result["provenance"][name]
+        print(f"{name}: kept from {before['date']}, {before['hardware']}; --again measures anew")
     if "overhead" in tables and "overhead" not in result:
         result["overhead"] = {whose: compare(rivals.same_net(whose), arguments) for whose in ("ours", "lucidrains", "diffusers")}
-        store()
+        store("overhead")
     if "recipes" in tables and "recipes" not in result:
         result["recipes"] = compare(rivals.recipes(), arguments)
-        store()
+        store("recipes")
     if "budget" in tables:
         settings = {k: getattr(arguments, k) for k in ("batch_size", "samples", "steps")}
         if result.get("budget_settings") not in (None, settings):
@@ -288,12 +302,7 @@ def main() -> None:
                 f"{arguments.out} holds a budget table with other settings ({result['budget_settings']}); move it away first"
             )
         result["budget_settings"] = settings
-        try:
-            budget_rows(arguments, result.setdefault("budget", []), store)
-        except FileNotFoundError as error:
-            if arguments.tables:
-                raise
-            print(f"budget table left out: {error}")
+        budget_rows(arguments, result.setdefault("budget", []), lambda: store("budget"))
     show(result)
     print(f"tables: {arguments.out}")
 

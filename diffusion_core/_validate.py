@@ -28,7 +28,7 @@ def as_time(t: Time, low: float, high: float, name: str = "t") -> Tensor:
             "or float64"
         )
     t = t.detach().to("cpu", torch.float64)
-    inside = (t >= low) & (t <= high)
+    inside = (t >= low) & (t <= high) & t.isfinite()
     if not bool(inside.all()):
         wrong = t[~inside].flatten()[0].item()
         raise ValueError(f"{name} = {wrong:g} is outside its domain {low:g} <= {name} <= {high:g}")
@@ -49,6 +49,21 @@ def check_before(s: Tensor, t: Tensor) -> None:
             f"s = {s[~before][0]:g} is not before t = {t[~before][0]:g}; a step goes from t to "
             "an earlier s < t"
         )
+
+
+def check_device(device: str) -> torch.device:
+    """The device of this name.
+
+    Raises: ValueError if torch does not know it or cannot use it on this machine.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"device = {device!r} is not available on this machine ({reason}); choose 'cpu', or "
+            "'cuda' where torch.cuda.is_available()"
+        ) from None
 
 
 def check_same_shape(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
@@ -129,9 +144,11 @@ def draw(like: Tensor, generator: Generators = None) -> Tensor:
         device = like.device if generator is None else generator.device
         return torch.randn(like.shape, generator=generator, device=device, dtype=dtype).to(like)
     check_generators(generator, like.shape[0])
-    return torch.stack(
-        [
-            torch.randn(like.shape[1:], generator=g, device=g.device, dtype=dtype).to(like)
-            for g in generator
-        ]
-    )
+    if len(generator) == 0:
+        return torch.empty_like(like)
+    drawn = [
+        torch.randn(like.shape[1:], generator=g, device=g.device, dtype=dtype) for g in generator
+    ]
+    if len({g.device for g in generator}) > 1:
+        drawn = [noise.to(like) for noise in drawn]
+    return torch.stack(drawn).to(like)  # one copy, not one an image

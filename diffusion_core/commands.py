@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
+import math
 import platform
 import time
 from pathlib import Path
@@ -14,24 +16,29 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffusion_core import metrics
+from diffusion_core import evaluation, metrics
+from diffusion_core._validate import check_device
 from diffusion_core.classifier import Classifier, classify, train_classifier
-from diffusion_core.data import Images, from_uint8, load_images, to_uint8
-from diffusion_core.ddpm import EpsModel, clip_x0, ddpm_sample
+from diffusion_core.data import Images, load_images, to_uint8
+from diffusion_core.generation import generate
 from diffusion_core.pretrained import (
     Pretrained,
     load_classifier,
     load_pretrained,
     save_moments,
     save_net,
+    sha256,
     write_json,
 )
-from diffusion_core.recipes import RECIPES
-from diffusion_core.schedules import timesteps
-from diffusion_core.training import CHECKPOINT, elapsed
+from diffusion_core.recipes import RECIPES, Recipe
+from diffusion_core.training import (
+    CHECKPOINT,
+    TrainConfig,
+    elapsed,
+    resolve_precision,
+    steps_done,
+)
 from diffusion_core.training import train as train_net
-
-_NEAREST = 200  # images of a seed that are compared with every training image
 
 
 def recipe_list() -> str:
@@ -43,6 +50,8 @@ def hardware(device: str | None = None) -> str:
     """The device's name, in words."""
     if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
+    if device != "cpu" and torch.backends.mps.is_available():
+        return f"Apple GPU ({platform.machine()})"
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
@@ -58,8 +67,6 @@ def provenance(command: str, device: str | None) -> dict[str, Any]:
 
 def data_card(name: str, data: Images) -> dict[str, Any]:
     """Name, size and hash of the training images."""
-    import hashlib
-
     return {
         "name": name,
         "images": len(data.pixels),
@@ -83,7 +90,15 @@ def train(arguments: argparse.Namespace) -> None:
         for k in ("steps", "batch_size", "seed", "precision")
         if getattr(arguments, k) is not None
     }
+    if arguments.device is not None:
+        check_device(arguments.device)
     config = dataclasses.replace(recipe.config, **changes)
+    config = dataclasses.replace(
+        config, precision=resolve_precision(config.precision, arguments.device)
+    )
+    folder = arguments.runs / arguments.recipe
+    done = _steps_done(folder) if arguments.resume else 0
+    out = arguments.out or folder
     data = load_images(recipe.data, "train", arguments.data)
     test = load_images(recipe.data, "test", arguments.data)
     validation = Images(
@@ -91,8 +106,6 @@ def train(arguments: argparse.Namespace) -> None:
     )
     torch.manual_seed(config.seed)
     net, schedule = recipe.build()
-    folder = arguments.runs / arguments.recipe
-    done = _steps_done(folder) if arguments.resume else 0
     with tqdm(total=config.steps, initial=done, unit="step", desc=arguments.recipe) as bar:
 
         def on_step(step: int, loss: float) -> None:
@@ -112,24 +125,39 @@ def train(arguments: argparse.Namespace) -> None:
         )
     if not PartialState().is_main_process:
         return
-    seconds = elapsed(result.history, config)
+    there = out / f"{arguments.recipe}.json"
+    if done == config.steps and there.exists():  # the card keeps the day and the machine of the run
+        print(f"weights and card: {there.with_suffix('.safetensors')} and {there}")
+        return
+    if arguments.device is not None:
+        changes["device"] = arguments.device
     card = {
         "about": recipe.about,
         **provenance(_command("train", arguments.recipe, changes), arguments.device),
         "data": data_card(recipe.data, data),
+        **_training_card(recipe, config, result.history),
+        "resumed_at_step": done,
+    }
+    path = save_net(result.ema, arguments.recipe, card, out, recipe.stored_as)
+    print(f"weights and card: {path} and {path.with_suffix('.json')}")
+
+
+def _training_card(
+    recipe: Recipe, config: TrainConfig, history: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What a card says of the run itself."""
+    seconds = elapsed(history, config)
+    return {
         "schedule": recipe.schedule,
         "config": dataclasses.asdict(config),
         "seed": config.seed,
         "steps": config.steps,
         "images_per_s": round(config.steps * config.batch_size / seconds, 1),
         "seconds": round(seconds, 1),
-        "resumed_at_step": done,
         "weights_are": f"moving average, decay {config.ema_decay}",
         "licence": recipe.licence,
-        "history": result.history,
+        "history": history,
     }
-    path = save_net(result.ema, arguments.recipe, card, arguments.out or folder)
-    print(f"weights and card: {path} and {path.with_suffix('.json')}")
 
 
 def _command(verb: str, name: str, changes: dict[str, Any]) -> str:
@@ -138,71 +166,73 @@ def _command(verb: str, name: str, changes: dict[str, Any]) -> str:
 
 
 def _steps_done(folder: Path) -> int:
-    from diffusion_core.training import _step_of
-
     path = folder / CHECKPOINT
-    return _step_of(path) if path.exists() else 0
+    return steps_done(path) if path.exists() else 0
 
 
 def _train_classifier(arguments: argparse.Namespace) -> None:
-    data, test = (
-        load_images("mnist", "train", arguments.data),
-        load_images("mnist", "test", arguments.data),
-    )
-    epochs, seed = 6, arguments.seed or 0
+    for name in ("steps", "batch_size", "precision", "resume"):
+        if getattr(arguments, name):
+            raise ValueError(
+                f"train mnist_classifier takes no --{name.replace('_', '-')}: it is trained in "
+                "one piece, in about ten minutes"
+            )
+    if arguments.device not in (None, "cpu"):
+        raise ValueError(f"--device {arguments.device}: mnist_classifier is trained on the CPU")
+    out = arguments.out or arguments.runs / "mnist_classifier"
+    if (out / "mnist_classifier.json").exists():
+        print(f"already trained: {out / 'mnist_classifier.safetensors'}")
+        return
+    data = load_images("mnist", "train", arguments.data)
+    test = load_images("mnist", "test", arguments.data)
+    epochs, batch_size, seed = 6, 128, arguments.seed or 0
+    steps = epochs * (len(data.pixels) // batch_size)
     began = time.perf_counter()
-    with tqdm(
-        total=epochs * (len(data.pixels) // 128), unit="step", desc="mnist_classifier"
-    ) as bar:
+    with tqdm(total=steps, unit="step", desc="mnist_classifier") as bar:
         net = train_classifier(
-            data, epochs=epochs, seed=seed, on_step=lambda step, loss: bar.update(step - bar.n)
+            data,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            on_step=lambda step, loss: bar.update(step - bar.n),
         )
-    store_classifier(
-        net,
-        data,
-        test,
-        time.perf_counter() - began,
-        epochs,
-        seed,
-        arguments.out or arguments.runs / "mnist_classifier",
-    )
+    seconds = time.perf_counter() - began
+    run = {
+        "seed": seed,
+        "epochs": epochs,
+        "steps": steps,
+        "images_per_s": round(steps * batch_size / seconds, 1),
+        "seconds": round(seconds, 1),
+    }
+    changes = {"seed": seed} if seed else {}
+    store_classifier(net, data, test, _command("train", "mnist_classifier", changes), run, out)
 
 
 def store_classifier(
-    net: Classifier,
-    data: Images,
-    test: Images,
-    seconds: float,
-    epochs: int,
-    seed: int,
-    folder: Path,
+    net: Classifier, data: Images, test: Images, command: str, run: dict[str, Any], folder: Path
 ) -> None:
-    """Write the classifier, the moments of its features over the real images, and its card."""
+    """Write the classifier, the moments of its features over the real images, and its card, which
+    says of the run what `run` does."""
     predicted, test_features = classify(net, test.x)
     _, train_features = classify(net, data.x)
+    accuracy, n = metrics.agreement(predicted, test.labels), len(test.labels)
+    moments = {"train": metrics.moments(train_features), "test": metrics.moments(test_features)}
+    stored = save_moments("mnist_classifier", moments, folder)
     card = {
         "about": "MNIST classifier: the judge of labels, and the 64 features of the distances",
-        **provenance("python -m diffusion_core train mnist_classifier", "cpu"),
+        **provenance(command, "cpu"),
         "data": data_card("mnist", data),
-        "seed": seed,
-        "epochs": epochs,
-        "seconds": round(seconds, 1),
+        **run,
         "metrics": {
-            "test_accuracy": metrics.agreement(predicted, test.labels),
-            "n": len(test.labels),
+            "test_accuracy": accuracy,
+            "standard_error": math.sqrt(accuracy * (1 - accuracy) / n),
+            "n": n,
         },
+        "moments_sha256": sha256(stored),
         "licence": "MIT",
     }
     path = save_net(net, "mnist_classifier", card, folder)
-    save_moments(
-        "mnist_classifier",
-        {"train": metrics.moments(train_features), "test": metrics.moments(test_features)},
-        folder,
-    )
-    print(
-        f"test accuracy {card['metrics']['test_accuracy']:.4f}; weights and card: {path} and "
-        f"{path.with_suffix('.json')}"
-    )
+    print(f"test accuracy {accuracy:.4f}; weights and card: {path} and {path.with_suffix('.json')}")
 
 
 def parse_labels(text: str, classes: int | None) -> Tensor | None:
@@ -232,52 +262,12 @@ def parse_labels(text: str, classes: int | None) -> Tensor | None:
     return torch.tensor(labels)
 
 
-def generate(
-    model: Pretrained,
-    y: Tensor | None,
-    n: int,
-    steps: int,
-    seed: int,
-    device: str,
-    batch_size: int | None = None,
-) -> Tensor:
-    """n images along a strided chain, x_0 clipped to [-1, 1]: (n, C, H, W) on the CPU. Image i has
-    a generator of its own.
-
-    Raises: ValueError if y does not hold n labels.
-    """
-    if y is not None and len(y) != n:
-        raise ValueError(f"{len(y)} labels for n = {n} images")
-    net, schedule = model.net.to(device), model.schedule
-    size = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32}[
-        model.card["data"]["name"]
-    ]
-    times, parts = timesteps(schedule.T, steps), []
-    for chunk in torch.arange(n).split(batch_size or (250 if device == "cpu" else 2_500)):
-        generators = [torch.Generator().manual_seed(seed * 1_000_000 + int(i)) for i in chunk]
-        x_T = torch.stack(
-            [torch.randn(net.channels, size, size, generator=g) for g in generators]
-        ).to(device)
-        eps_model = clip_x0(_labelled(net, None if y is None else y[chunk].to(device)), schedule)
-        for step in tqdm(
-            ddpm_sample(eps_model, x_T, times, schedule, generator=generators),
-            total=steps,
-            leave=False,
-            desc="sampling",
-        ):
-            x = step.x
-        parts.append(x.cpu())
-    return torch.cat(parts)
-
-
-def _labelled(net: torch.nn.Module, y: Tensor | None) -> EpsModel:
-    return lambda x, t: net(x, t, y)
-
-
 def sample(arguments: argparse.Namespace) -> None:
     """`sample NAME`."""
     from PIL import Image
 
+    _at_least_1("--each", arguments.each)
+    check_device(arguments.device)
     model = load_pretrained(arguments.name, arguments.weights)
     labels = parse_labels(arguments.labels, model.net.classes)
     columns = len(labels) if labels is not None else 10
@@ -300,37 +290,82 @@ def sample(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """`evaluate NAME`."""
+    for name in ("samples", "seeds"):
+        _at_least_1(f"--{name}", getattr(arguments, name))
+    check_device(arguments.device)
     model = load_pretrained(arguments.name, arguments.weights)
-    classifier, _, classifier_card = load_classifier()
-    train_images, test_images = (
-        load_images(model.card["data"]["name"], split, arguments.data)
-        for split in ("train", "test")
-    )
-    _, test_features = classify(classifier, test_images.x)
-    out = arguments.out or Path(f"{arguments.name}_evaluation.json")
+    judge, _, judge_card = load_classifier()
+    setting = _setting(model, judge, judge_card, arguments)
     settings = {
         "weights_sha256": model.card["sha256"],
-        "classifier_sha256": classifier_card["sha256"],
+        "classifier_sha256": judge_card["sha256"],
         "samples": arguments.samples,
         "steps": arguments.steps,
         "sampler": "ddpm_sample, variance='posterior', timesteps(1000, steps, 'trailing'), "
         "x_0 clipped to [-1, 1], no guidance",
         "labels": "of the training images drawn for the floor",
     }
-    kept = json.loads(out.read_text()) if out.exists() else {}
-    rows = kept["seeds"] if kept.get("settings") == settings else []
+    out = arguments.out or Path("runs") / f"{arguments.name}_evaluation.json"
+    rows = _rows_kept(out, settings)
     for seed in range(len(rows), arguments.seeds):
-        rows.append(_evaluate_seed(model, classifier, test_features, train_images, seed, arguments))
+        rows.append(evaluation.evaluate_seed(model, setting, seed))
         report = {
             "settings": settings,
             **provenance(_evaluate_command(arguments), arguments.device),
             "seeds": rows,
         }
-        report["data"] = data_card(model.card["data"]["name"], train_images)
-        write_json(out, report | {"summary": _summary(rows)})
-    for key, value in _summary(rows).items():
-        print(f"{key:<24} {value['mean']:.4g} ± {value['std']:.2g} (n = {value['n']} seeds)")
+        report["data"] = data_card(model.card["data"]["name"], setting.real)
+        write_json(out, report | {"summary": evaluation.summary(rows)})
+    found = evaluation.summary(rows)
+    if arguments.weights is not None:
+        measured = {"samples": arguments.samples, "steps": arguments.steps, **found}
+        write_json(arguments.weights / f"{arguments.name}.json", model.card | {"metrics": measured})
+    for key, value in found.items():
+        spread = "" if value["std"] is None else f" ± {value['std']:.2g}"
+        print(f"{key:<24} {value['mean']:.4g}{spread} (n = {value['n']} seeds)")
     print(f"table: {out}")
+
+
+def _setting(
+    model: Pretrained, judge: Classifier, card: dict[str, Any], arguments: argparse.Namespace
+) -> evaluation.Setting:
+    """What all seeds share, with the data loaded.
+
+    Raises: ValueError if the judge does not know the model's data.
+    """
+    name = model.card["data"]["name"]
+    if name != card["data"]["name"]:
+        raise ValueError(
+            f"{arguments.name!r} was trained on {name!r}, but the classifier that judges it on "
+            f"{card['data']['name']!r}: its distances would mean nothing"
+        )
+    train_images, test = (load_images(name, split, arguments.data) for split in ("train", "test"))
+    _, features = classify(judge, test.x)
+    return evaluation.Setting(
+        judge, features, train_images, test, arguments.samples, arguments.steps, arguments.device
+    )
+
+
+def _rows_kept(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The finished seeds of an earlier call with the same settings.
+
+    Raises: ValueError if the file holds something else.
+    """
+    if not out.exists():
+        return []
+    kept = json.loads(out.read_text(encoding="utf-8"))
+    there = kept.get("settings", {})
+    differs = [
+        f"{key}: {there.get(key)!r} there, {value!r} here"
+        for key, value in settings.items()
+        if there.get(key) != value
+    ]
+    if differs:
+        raise ValueError(
+            f"{out} holds another evaluation ({'; '.join(differs)}); move it away or choose "
+            "another --out"
+        )
+    return kept["seeds"]
 
 
 def _evaluate_command(arguments: argparse.Namespace) -> str:
@@ -338,55 +373,6 @@ def _evaluate_command(arguments: argparse.Namespace) -> str:
     return f"python -m diffusion_core evaluate {arguments.name} {flags}"
 
 
-def _evaluate_seed(
-    model: Pretrained,
-    classifier: Classifier,
-    test_features: Tensor,
-    real: Images,
-    seed: int,
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """One row of the table: what n samples of this seed measure, beside n real images drawn at
-    random, the floor; the samples are asked for with the labels of those images."""
-    n = arguments.samples
-    chosen = torch.randperm(len(real.pixels), generator=torch.Generator().manual_seed(seed))[:n]
-    y = real.labels[chosen]
-    began = time.perf_counter()
-    x = generate(model, y, n, arguments.steps, seed, arguments.device)
-    seconds = time.perf_counter() - began
-    predicted, features = classify(classifier, x)
-    _, real_features = classify(classifier, from_uint8(real.pixels[chosen]))
-    held_out = load_images(model.card["data"]["name"], "test", arguments.data).x
-    return {
-        "seed": seed,
-        "agreement": metrics.agreement(predicted, y),
-        **_distances(features, real_features, test_features),
-        "nearest": _nearest(x[:_NEAREST], real),
-        "nearest_test_images": _nearest(held_out[seed * _NEAREST :][:_NEAREST], real),
-        "seconds": round(seconds, 1),
-    }
-
-
-def _distances(features: Tensor, real_features: Tensor, test_features: Tensor) -> dict[str, float]:
-    """Fréchet and kernel distance of samples to test images, and of real training images: the
-    floor."""
-    test = metrics.moments(test_features)
-    return {
-        "frechet": metrics.frechet_distance(metrics.moments(features), test),
-        "frechet_floor": metrics.frechet_distance(metrics.moments(real_features), test),
-        "kernel": metrics.kernel_distance(features, test_features),
-        "kernel_floor": metrics.kernel_distance(real_features, test_features),
-    }
-
-
-def _nearest(x: Tensor, real: Images) -> float:
-    """Median distance of images to the nearest real one."""
-    distance, _ = metrics.nearest_neighbours(x, real.x)
-    return distance.median().item()
-
-
-def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    keys = [key for key in rows[0] if key not in ("seed", "seconds")]
-    if len(rows) < 2:
-        return {key: {"mean": rows[0][key], "std": float("nan"), "n": 1} for key in keys}
-    return {key: metrics.estimate([row[key] for row in rows])._asdict() for key in keys}
+def _at_least_1(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} {value}: must be at least 1")

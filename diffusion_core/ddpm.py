@@ -134,8 +134,9 @@ def predict_eps(x_0: Tensor, x_t: Tensor, t: Time, schedule: NoiseSchedule) -> T
 def predict_v(x_0: Tensor, eps: Tensor, t: Time, schedule: NoiseSchedule) -> Tensor:
     """The velocity v of the circle on which (x_0, eps) rotates into x_t.
 
-    Equation: Salimans & Ho 2022 sec. 4, v = sqrt(alpha_bar_t) eps - sqrt(1 -
-        alpha_bar_t) x_0.
+    Equation: Salimans & Ho 2022 sec. 4
+
+            v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0
     Shapes: x_0, eps (B, *); t () or (B,), 0 <= t <= T.
     Returns: (B, *), dtype and device of x_0.
     Raises: ValueError if shapes do not fit or t is outside its domain.
@@ -148,8 +149,9 @@ def predict_v(x_0: Tensor, eps: Tensor, t: Time, schedule: NoiseSchedule) -> Ten
 def eps_from_v(v: Tensor, x_t: Tensor, t: Time, schedule: NoiseSchedule) -> Tensor:
     """The noise, from a velocity and the state: the inverse rotation.
 
-    Equation: Salimans & Ho 2022 sec. 4, eps = sqrt(alpha_bar_t) v + sqrt(1 -
-        alpha_bar_t) x_t.
+    Equation: Salimans & Ho 2022 sec. 4
+
+            eps = sqrt(alpha_bar_t) v + sqrt(1 - alpha_bar_t) x_t
     Shapes: v, x_t (B, *); t () or (B,), 0 <= t <= T.
     Returns: (B, *), dtype and device of x_t.
     Raises: ValueError if shapes do not fit or t is outside its domain.
@@ -290,11 +292,18 @@ def simple_loss(
     Returns: a scalar.
     Raises: ValueError if the number of generators is not 1 or B.
     """
-    first = generator[0] if isinstance(generator, (list, tuple)) else generator
-    t = torch.randint(
-        1, schedule.T + 1, (x_0.shape[0],), generator=first, device=first.device if first else "cpu"
-    )
+    check_generators(generator, x_0.shape[0])
+    if generator is None or isinstance(generator, torch.Generator):
+        t = _uniform_times(x_0.shape[0], schedule, generator)
+    else:
+        t = torch.cat([_uniform_times(1, schedule, g) for g in generator])
     return eps_loss(eps_model, x_0, t, draw(x_0, generator), schedule).mean()
+
+
+def _uniform_times(n: int, schedule: NoiseSchedule, generator: torch.Generator | None) -> Tensor:
+    """n times, uniform on 1..T, on the CPU."""
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(1, schedule.T + 1, (n,), generator=generator, device=device).cpu()
 
 
 def vlb_terms(
@@ -354,6 +363,7 @@ def vlb_term(
     Returns: nats, (B,) float64; summed over elements.
     Raises: ValueError for an unknown variance or decoder, or a t outside its domain.
     """
+    _check_decoder(decoder)
     t_, s_ = _step_times(torch.tensor(t), torch.tensor(t - 1), schedule)
     x_t = q_sample(x_0, t, eps, schedule)
     predicted = eps_model(x_t, torch.full((x_0.shape[0],), t))
@@ -405,8 +415,7 @@ def decoder_nll(
     Raises: ValueError for an unknown decoder, or if "discretized" is asked of data
         outside [-1, 1].
     """
-    if decoder not in get_args(Decoder):
-        raise ValueError(f"decoder = {decoder!r} is unknown; choose one of {get_args(Decoder)}")
+    _check_decoder(decoder)
     if decoder == "gaussian":
         nll = 0.5 * (((x_0 - mean) / sigma) ** 2 + (2 * math.pi * sigma**2).log())
         return nll.flatten(1).sum(1)
@@ -418,6 +427,11 @@ def decoder_nll(
     upper = torch.where(x_0 > 0.999, torch.inf, (x_0 + 1 / 255 - mean) / sigma)
     lower = torch.where(x_0 < -0.999, -torch.inf, (x_0 - 1 / 255 - mean) / sigma)
     return -_log_normal_mass(lower, upper).flatten(1).sum(1)
+
+
+def _check_decoder(decoder: str) -> None:
+    if decoder not in get_args(Decoder):
+        raise ValueError(f"decoder = {decoder!r} is unknown; choose one of {get_args(Decoder)}")
 
 
 def _log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:

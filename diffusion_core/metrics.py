@@ -58,8 +58,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared Fréchet (2-Wasserstein) distance between two normal distributions with
     these moments.
 
-    Equation: Heusel et al. 2017 eq. 6, ||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a
-        C_b)^(1/2)).
+    Equation: Heusel et al. 2017 eq. 6
+
+            ||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
     Returns: a number >= 0. It is biased upwards, the more the fewer samples: compare
         only at the same n.
     Raises: ValueError if the dimensions differ.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,12 @@ def load_classifier(
     net, card = load_net(name, folder)
     if not isinstance(net, Classifier):
         raise ValueError(f"{name!r} is a {type(net).__name__}, not a classifier")
-    tensors, _ = read_safetensors(_folder(folder) / f"{name}_moments.safetensors")
+    path = _folder(folder) / f"{name}_moments.safetensors"
+    tensors, _ = read_safetensors(path)
+    if sha256(path) != card.get("moments_sha256"):
+        raise ValueError(
+            f"{path} is not the file that the card of {name!r} describes; fetch it again"
+        )
     found = {
         split: Moments(
             tensors[f"{split}.mean"], tensors[f"{split}.cov"], int(tensors[f"{split}.n"])
@@ -74,12 +80,14 @@ def load_net(name: str, folder: str | Path | None = None) -> tuple[nn.Module, di
     place = _folder(folder)
     weights, card_path = place / f"{name}.safetensors", place / f"{name}.json"
     if not weights.exists() or not card_path.exists():
-        there = sorted(p.stem for p in place.glob("*.json"))
-        raise FileNotFoundError(
-            f"no weights named {name!r} in {place}; there are {there}. Train it: python -m "
-            f"diffusion_core train {name}"
+        there = sorted(
+            p.stem for p in place.glob("*.json") if p.with_suffix(".safetensors").exists()
         )
-    card = json.loads(card_path.read_text())
+        raise FileNotFoundError(
+            f"no weights named {name!r} in {place}; there are {there}. `python -m diffusion_core "
+            "train --help` says what can be trained"
+        )
+    card = _read_card(card_path)
     found = sha256(weights)
     if found != card["sha256"]:
         raise ValueError(
@@ -87,14 +95,24 @@ def load_net(name: str, folder: str | Path | None = None) -> tuple[nn.Module, di
             f"{card['sha256'][:12]}…); fetch it again"
         )
     tensors, _ = read_safetensors(weights)
-    net = _NETS[card["net"]["class"]](**card["net"]["arguments"])
-    net.load_state_dict(
-        {
-            key: value.float() if value.is_floating_point() else value
-            for key, value in tensors.items()
-        }
-    )
+    state = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    try:
+        net = _NETS[card["net"]["class"]](**card["net"]["arguments"])
+        net.load_state_dict(state)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{card_path} describes no net of these weights: {error!r}") from error
     return net.eval().requires_grad_(False), card
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """Raises: ValueError if it is no card."""
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); fetch or train it again") from error
+    if not isinstance(card, dict) or not {"sha256", "net"} <= card.keys():
+        raise ValueError(f"{path} is no card: it holds no sha256 and no net")
+    return card
 
 
 def save_net(
@@ -108,31 +126,31 @@ def save_net(
     card gets the hash and the net's arguments.
 
     Returns: the path of the weights.
-    Raises: OSError if one cannot be written.
+    Raises: OSError if one cannot be written; both previous files stay.
     """
     place = _folder(folder)
     state = {
         k: (v.to(dtype) if v.is_floating_point() else v).detach().cpu().contiguous().clone()
         for k, v in net.state_dict().items()
     }
-    weights = place / f"{name}.safetensors"
-    save_safely(state, weights, {"format": "pt"})
-    parameters = sum(p.numel() for p in net.parameters())
-    write_json(
-        place / f"{name}.json",
-        {
-            "name": name,
-            "sha256": sha256(weights),
-            "net": {
-                "class": type(net).__name__,
-                "arguments": net.config,
-                "parameters": parameters,
-                "stored_as": str(dtype).removeprefix("torch."),
-            },
-            **card,
-        },
-    )
-    return weights
+    new_weights, new_card = place / f"{name}.safetensors.new", place / f"{name}.json.new"
+    try:
+        save_safely(state, new_weights, {"format": "pt"})
+        described = {
+            "class": type(net).__name__,
+            "arguments": net.config,
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "stored_as": str(dtype).removeprefix("torch."),
+        }
+        write_json(
+            new_card, {"name": name, "sha256": sha256(new_weights), "net": described, **card}
+        )
+    except BaseException:
+        new_weights.unlink(missing_ok=True)
+        raise
+    os.replace(new_weights, place / f"{name}.safetensors")
+    os.replace(new_card, place / f"{name}.json")
+    return place / f"{name}.safetensors"
 
 
 def load_table(name: str) -> dict[str, Any]:
@@ -148,21 +166,41 @@ def load_table(name: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def save_moments(name: str, found: dict[str, Moments], folder: str | Path | None = None) -> None:
-    """Store a classifier's feature moments beside it, as NAME_moments.safetensors."""
+def save_moments(name: str, found: dict[str, Moments], folder: str | Path | None = None) -> Path:
+    """Store a classifier's feature moments beside it, as NAME_moments.safetensors. Its
+    card must hold the file's hash as "moments_sha256".
+
+    Returns: the path of the file.
+    Raises: OSError if it cannot be written; the previous file stays.
+    """
     tensors: dict[str, Tensor] = {}
     for split, m in found.items():
         tensors |= {f"{split}.mean": m.mean, f"{split}.cov": m.cov, f"{split}.n": torch.tensor(m.n)}
-    save_safely(tensors, _folder(folder) / f"{name}_moments.safetensors", {"format": "pt"})
+    path = _folder(folder) / f"{name}_moments.safetensors"
+    save_safely(tensors, path, {"format": "pt"})
+    return path
 
 
 def write_json(path: str | Path, value: dict[str, Any]) -> None:
-    """JSON, atomically: a temporary file, then a rename."""
+    """JSON, atomically: a temporary file, flushed to the disk, then a rename.
+
+    Raises: OSError if it cannot be written; the previous file stays.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} could not be written ({error}); the previous file is kept"
+        ) from error
 
 
 def sha256(path: str | Path) -> str:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diffusion_core._validate import check_device
 from diffusion_core.data import Images, from_uint8
 from diffusion_core.ddpm import eps_loss
 from diffusion_core.schedules import NoiseSchedule
@@ -28,6 +29,7 @@ from diffusion_core.schedules import NoiseSchedule
 Precision = Literal["auto", "bf16", "fp32"]
 CHECKPOINT = "checkpoint.safetensors"
 _CHUNK = 128  # images that validation sends through the net at a time
+_FAR = 2_654_435_769  # between the seeds of processes; a CPU's generator keeps 32 bits of a seed
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ class TrainConfig:
 
 
 class Batch(NamedTuple):
-    """What step k draws, for the global batch. All on the CPU; shapes (B,), eps (B, C,
-    H, W)."""
+    """What step k draws, for the global batch, on the CPU. Shapes: (B,); of eps
+    (B, C, H, W)."""
 
     index: Tensor
     t: Tensor
@@ -98,7 +100,7 @@ class TrainResult(NamedTuple):
 
 
 class NanLoss(FloatingPointError):
-    """The loss stopped being finite."""
+    """The loss or its gradient stopped being finite."""
 
 
 class EMA:
@@ -174,39 +176,43 @@ def train(
     Equation: DDPM eq. 14 on minibatches; Adam; labels dropped as in Ho & Salimans 2022,
         alg. 1. Step k's random numbers depend on (seed, k) alone and are drawn for the
         global batch: a run resumed from a checkpoint, and a run on several processes
-        (`accelerate launch`), follow the same path. With a folder, a checkpoint is
-        written there every `checkpoint_every` steps and at the end: atomically, as
-        safetensors with its log inside.
+        (`accelerate launch`), follow the same path (but for the masks of dropout, which
+        each process draws for itself). With a folder, a checkpoint is written there
+        every `checkpoint_every` steps and at the end: atomically, as safetensors with
+        its log inside.
 
     Shapes: data.pixels (N, C, H, W) uint8; data.labels (N,), used if the net has
         classes.
     Returns: the net, its moving average, and the log (dicts with step, loss, and at
         validations loss_by_t: ten means over tenths of 1..T, of the moving average,
         with fixed noise).
-    Raises: ValueError if the batch does not split over the processes, or a checkpoint
-        belongs to another run; FileExistsError if the folder holds a checkpoint and
-        resume is False; NanLoss at the step where the loss stops being finite (the last
-        checkpoint stays); OSError if a checkpoint cannot be written (the previous one
-        stays).
+    Raises: ValueError if the batch does not split over the processes, the device is not
+        available, or a checkpoint was written with another configuration or net;
+        FileExistsError if the folder holds a checkpoint and resume is False; NanLoss at
+        the step where the loss or its gradient stops being finite (the last checkpoint
+        stays); OSError if a checkpoint cannot be written (the previous one stays).
     """
+    config = dataclasses.replace(config, precision=resolve_precision(config.precision, device))
     accelerator = _accelerator(config.precision, device)
     rows = _my_rows(config.batch_size, accelerator)
     net = net.to(accelerator.device)
     ema = EMA(net, config.ema_decay)
     optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, betas=config.betas)
+    model, optimizer = accelerator.prepare(net, optimizer)
     path = None if folder is None else Path(folder) / CHECKPOINT
     start, history = _resumed(path, resume, net, ema, optimizer, config)
-    model, optimizer = accelerator.prepare(net, optimizer)
     data = Images(data.pixels.to(accelerator.device), data.labels.to(accelerator.device))
     began = time.perf_counter() - elapsed(history, config)
     for k in range(start, config.steps):
         model.train()
         drawn = draw_batch(k, config, len(data.pixels), data.pixels.shape[1:], schedule.T)
-        with _dropout_seeded(k, rows, config, accelerator.device):
+        with _dropout_seeded(k, config, accelerator):
             loss = _loss(model, net, data, Batch(*(a[rows] for a in drawn)), schedule)
         mean_loss = _mean_over_processes(loss, accelerator)
-        _stop_unless_finite(mean_loss, k, path)
-        _update(loss, k, model, optimizer, config, accelerator)
+        _stop_unless_finite("loss", mean_loss, k, path)
+        norm = _gradient(loss, model, config, accelerator)
+        _stop_unless_finite("norm of the gradient", norm, k, path)
+        _update(k, optimizer, config)
         ema.update(net, k)
         done, seconds = k + 1, time.perf_counter() - began
         history += _logged(done, mean_loss, seconds, ema.net, validation, schedule, config)
@@ -254,32 +260,31 @@ def _resumed(
     return load_checkpoint(path, net, ema, optimizer, config)
 
 
-def _update(
-    loss: Tensor,
-    k: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    accelerator,
-) -> None:
-    """Step k of Adam: gradient, its norm clipped, the step's learning rate; then no
-    gradient is left."""
+def _gradient(loss: Tensor, model: nn.Module, config: TrainConfig, accelerator) -> float:
+    """The loss's gradient, clipped in place.
+
+    Returns: its norm before.
+    """
     accelerator.backward(loss)
-    accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
+    return accelerator.clip_grad_norm_(model.parameters(), config.grad_clip).item()
+
+
+def _update(k: int, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+    """Step k of Adam, at the step's learning rate; then no gradient is left."""
     for group in optimizer.param_groups:
         group["lr"] = lr_at(k, config)
     optimizer.step()
     optimizer.zero_grad()
 
 
-def _stop_unless_finite(mean_loss: float, k: int, path: Path | None) -> None:
-    if math.isfinite(mean_loss):
+def _stop_unless_finite(name: str, value: float, k: int, path: Path | None) -> None:
+    if math.isfinite(value):
         return
     kept = ""
     if path is not None and path.exists():
-        kept = f"; {path} still holds step {_step_of(path)}"
+        kept = f"; {path} still holds step {steps_done(path)}"
     raise NanLoss(
-        f"the loss became {mean_loss} at step {k}{kept}. Try a lower lr, a smaller grad_clip, or "
+        f"the {name} became {value} at step {k}{kept}. Try a lower lr, a smaller grad_clip, or "
         "precision='fp32'"
     )
 
@@ -311,8 +316,17 @@ def _logged(
     return [{"step": done} | row] if row else []
 
 
+def resolve_precision(precision: Precision, device: str | None = None) -> Precision:
+    """What "auto" means on this machine: "bf16" where the hardware multiplies bfloat16
+    matrices faster than float32 ones, else "fp32". The others stay as they are."""
+    if precision == "auto":
+        return "bf16" if _has_bf16(device) else "fp32"
+    return precision
+
+
 def _accelerator(precision: Precision, device: str | None):
-    """Accelerate's handle on devices and processes, chosen anew for each run.
+    """Accelerate's handle on devices and processes, chosen anew for each run; precision
+    as resolve_precision gives it.
 
     Accelerate keeps one state for the whole program: without the reset, a second run
     could neither change its precision nor its device.
@@ -322,9 +336,17 @@ def _accelerator(precision: Precision, device: str | None):
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         AcceleratorState._reset_state(reset_partial_state=True)
-    if precision == "auto":
-        precision = "bf16" if _has_bf16(device) else "fp32"
-    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=device == "cpu")
+    wanted = None if device is None else check_device(device)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no", cpu=device == "cpu"
+    )
+    there = accelerator.device
+    if wanted is not None and (wanted.type, wanted.index or 0) != (there.type, there.index or 0):
+        raise ValueError(
+            f"device = {device!r}: training would run on {there}; choose {there.type!r}, and the "
+            "GPU with the environment variable CUDA_VISIBLE_DEVICES"
+        )
+    return accelerator
 
 
 def _has_bf16(device: str | None) -> bool:
@@ -366,11 +388,13 @@ def _loss(
 
 
 @contextmanager
-def _dropout_seeded(k: int, rows: slice, config: TrainConfig, device: torch.device):
+def _dropout_seeded(k: int, config: TrainConfig, accelerator):
     """Layers like dropout draw from torch's global generator: for step k it starts
-    anew, so that a resumed run draws the same; afterwards it is as before."""
+    anew, on each process elsewhere, so that a resumed run draws the same; afterwards it
+    is as before."""
+    device, process = accelerator.device, accelerator.process_index
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(config.seed * 1_000_003 + k + rows.start)
+        torch.manual_seed((config.seed * 1_000_003 + k + (process + 1) * _FAR) % 2**32)
         yield
 
 
@@ -488,8 +512,7 @@ def load_checkpoint(
         configuration or net.
     """
     tensors, meta = read_safetensors(path)
-    if not {"step", "config", "history"} <= meta.keys():
-        raise ValueError(f"{path} is not a checkpoint of train(): it holds no step and no log")
+    _check_meta(path, meta)
     saved = json.loads(meta["config"])
     ours = json.loads(json.dumps(dataclasses.asdict(config)))
     differs = [
@@ -522,12 +545,20 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
 
     Raises: FileNotFoundError; ValueError if it is truncated or no safetensors file.
     """
+    with _opened(path) as file:
+        names = list(file.keys())  # clones: what get_tensor gives is the file itself, mapped
+        tensors = {name: file.get_tensor(name).clone() for name in names}
+        return tensors, file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: str | Path):
+    """safetensors' handle on a file; raises as read_safetensors."""
     if not Path(path).exists():
         raise FileNotFoundError(f"{path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            yield file
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(
             f"{path} is truncated or not a safetensors file ({error}); fetch or train it again"
@@ -542,6 +573,17 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def _step_of(path: Path) -> int:
-    with safe_open(path, framework="pt") as file:
-        return int(file.metadata()["step"])
+def steps_done(path: str | Path) -> int:
+    """How many steps a checkpoint holds; its tensors are not read.
+
+    Raises: FileNotFoundError; ValueError if it is damaged or no checkpoint.
+    """
+    with _opened(path) as file:
+        meta = file.metadata() or {}
+    _check_meta(path, meta)
+    return int(meta["step"])
+
+
+def _check_meta(path: str | Path, meta: dict[str, str]) -> None:
+    if not {"step", "config", "history"} <= meta.keys():
+        raise ValueError(f"{path} is not a checkpoint of train(): it holds no step and no log")

@@ -180,12 +180,11 @@ class UNet(nn.Module):
     an EpsModel.
 
     Equation: eps_theta(x_t, t, y); Ho et al. 2020 app. B, after Ronneberger et al.
-        2015. Its output is 0 before training, so that the loss of DDPM eq. 14 starts at
-        1.
+        2015. Its output is 0 before training: the loss of DDPM eq. 14 starts at 1.
     Shapes: x (B, channels, H, W), H and W divisible by 2^(levels - 1), with
         levels = len(multipliers); t () or (B,), in steps, on any device; y (B,) int64
-        in 0..classes, where index `classes` is the null label. Returns (B, channels, H,
-        W), dtype of x.
+        in 0..classes, where index `classes` is the null label.
+    Returns: (B, channels, H, W), dtype of x.
     Raises: ValueError if the sizes, the shape of t or the labels do not fit, or labels
         are given to a net without classes; TypeError for half-precision t.
     """
@@ -295,8 +294,8 @@ class UNet(nn.Module):
         t = torch.as_tensor(t)
         if t.shape not in ((), (B,)):
             raise ValueError(f"t has shape {tuple(t.shape)}, expected () or ({B},)")
-        waves = timestep_embedding(t.to(x.device).expand(B), self.emb_dim)
-        emb = self.time_mlp(waves.to(self.time_mlp[0].weight.dtype))
+        waves = timestep_embedding(t.expand(B), self.emb_dim)
+        emb = self.time_mlp(waves.to(self.time_mlp[0].weight))
         if self.label_embedding is None:
             if y is not None:
                 raise ValueError(

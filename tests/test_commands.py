@@ -1,16 +1,25 @@
 """The command line: what it writes, what it says, and how it fails."""
 
 import argparse
+import base64
+import dataclasses
 import json
+import math
 
 import pytest
 import torch
 
-from diffusion_core import commands
+from diffusion_core import commands, evaluation
 from diffusion_core.__main__ import build_parser, main
-from diffusion_core.commands import generate, parse_labels
+from diffusion_core.commands import parse_labels
+from diffusion_core.data import load_images
+from diffusion_core.ddpm import vlb_terms
+from diffusion_core.exact import GaussianMixture
+from diffusion_core.generation import generate
 from diffusion_core.pretrained import Pretrained, load_pretrained, save_net
 from diffusion_core.recipes import RECIPES, make_schedule
+from diffusion_core.schedules import NoiseSchedule, linear_betas
+from diffusion_core.training import read_safetensors
 from diffusion_core.unet import UNet
 
 
@@ -25,7 +34,8 @@ def run(tmp_path_factory):
 def test_train_writes_weights_and_a_card_that_says_everything(run, capsys):
     model = load_pretrained("digits", run / "digits")
     card = model.card
-    assert card["command"] == "python -m diffusion_core train digits --steps 6 --batch-size 8"
+    assert card["command"] == "python -m diffusion_core train digits --steps 6 --batch-size 8 --device cpu"
+    assert card["config"]["precision"] == "fp32", "never auto: a card says what was done"
     assert card["steps"] == 6
     assert card["config"]["batch_size"] == 8
     assert card["data"]["name"] == "digits"
@@ -43,6 +53,16 @@ def test_train_does_not_overwrite_a_run(run, capsys):
     assert "--resume" in capsys.readouterr().err
     assert main([*arguments, "--resume"]) == 0
     assert "weights and card:" in capsys.readouterr().out.strip().split("\n")[-1]
+
+
+def test_weights_are_stored_as_the_recipe_says(tmp_path, monkeypatch):
+    recipe = dataclasses.replace(RECIPES["digits"], stored_as=torch.float16)
+    monkeypatch.setitem(RECIPES, "digits", recipe)
+    arguments = ["train", "digits", "--steps", "1", "--batch-size", "8", "--runs", str(tmp_path)]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    stored, _ = read_safetensors(tmp_path / "digits" / "digits.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    assert load_pretrained("digits", tmp_path / "digits").card["net"]["stored_as"] == "float16"
 
 
 def test_sample_saves_a_grid_and_says_where(run, tmp_path, capsys):
@@ -66,6 +86,15 @@ def test_sample_saves_a_grid_and_says_where(run, tmp_path, capsys):
         (["sample", "mnist", "--labels", "x"], "cannot be read; write 0-9"),
         (["sample", "mnist", "--steps", "1001"], "S = 1001 steps"),
         (["evaluate", "nothing"], "no weights named 'nothing'"),
+        (["sample", "mnist", "--each", "0"], "--each 0: must be at least 1"),
+        (["sample", "mnist", "--device", "banana"], "device = 'banana' is not available"),
+        (["evaluate", "mnist", "--seeds", "0"], "--seeds 0: must be at least 1"),
+        (["evaluate", "mnist", "--samples", "0"], "--samples 0: must be at least 1"),
+        (["evaluate", "mnist", "--device", "banana"], "device = 'banana' is not available"),
+        (["train", "digits", "--device", "banana"], "device = 'banana' is not available"),
+        (["train", "mnist_classifier", "--steps", "3"], "takes no --steps"),
+        (["train", "mnist_classifier", "--resume"], "takes no --resume"),
+        (["train", "mnist_classifier", "--device", "cuda"], "is trained on the CPU"),
     ],
 )
 def test_errors_are_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
@@ -145,11 +174,12 @@ def test_evaluate_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     model = _tiny(classes=10)
     save_net(model.net, "tiny", {"schedule": "linear", "data": {"name": "digits"}}, tmp_path)
     judge = Classifier(width=8).eval()
-    fake = (judge, {"test": Moments(torch.zeros(64), torch.eye(64), 2)}, {"sha256": "0"})
+    fake = (judge, {"test": Moments(torch.zeros(64), torch.eye(64), 2)}, {"sha256": "0", "data": {"name": "digits"}})
     monkeypatch.setattr(commands, "load_classifier", lambda: fake)
     calls = []
-    evaluate_seed = commands._evaluate_seed
-    monkeypatch.setattr(commands, "_evaluate_seed", lambda *a: calls.append(a[4]) or evaluate_seed(*a))
+    evaluate_seed = evaluation.evaluate_seed
+    monkeypatch.setattr(evaluation, "evaluate_seed", lambda *a: calls.append(a[2]) or evaluate_seed(*a))
+    monkeypatch.setattr(evaluation, "STRATA", 3)
 
     def call(seeds, out):
         arguments = ["evaluate", "tiny", "--weights", str(tmp_path), "--samples", "30", "--steps", "2"]
@@ -168,6 +198,58 @@ def test_evaluate_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert second["settings"]["samples"] == 30
     assert second["command"].endswith("evaluate tiny --samples 30 --seeds 2 --steps 2")
     assert "frechet" in capsys.readouterr().out
+    assert load_pretrained("tiny", tmp_path).card["metrics"]["frechet"] == whole["summary"]["frechet"]
+    assert first["summary"]["frechet"]["std"] is None, "one value has no spread, and NaN is no JSON"
+    row = whole["seeds"][0]
+    assert row["agreement"] == sum(a == b for a, b in zip(*row["labels"].values(), strict=True)) / 30
+    data = load_images("digits", "train")
+    found = row["neighbours"][0]
+    assert base64.b64decode(found["pixels"]) == data.pixels[found["index"]].numpy().tobytes()
+    assert row["nearest_0%"] <= min(n["distance"] for n in row["neighbours"]) + 1e-3
+    assert row["nearest_0%"] < row["nearest_5%"] < row["nearest_50%"]
+    with pytest.raises(AssertionError):
+        call(2, tmp_path / "tiny.json")  # the card, not a table
+    assert "holds another evaluation" in capsys.readouterr().err
+
+
+def test_a_judge_of_other_data_is_refused(run, tmp_path, capsys):
+    arguments = ["evaluate", "digits", "--weights", str(run / "digits"), "--out", str(tmp_path / "a.json")]
+    assert main(arguments) == 2
+    assert "was trained on 'digits', but the classifier that judges it on 'mnist'" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(run, tmp_path, capsys):
+    path = tmp_path / "digits" / "checkpoint.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"not a checkpoint, but long enough to be one")
+    assert main(["train", "digits", "--runs", str(tmp_path), "--resume", "--device", "cpu"]) == 2
+    assert "truncated or not a safetensors file" in capsys.readouterr().err
+
+
+def test_a_finished_run_keeps_its_card(run, capsys):
+    """Its day and its machine are those of the training, not of the second call."""
+    path = run / "digits" / "digits.json"
+    card = json.loads(path.read_text()) | {"hardware": "elsewhere"}
+    path.write_text(json.dumps(card))
+    arguments = ["train", "digits", "--steps", "6", "--batch-size", "8", "--runs", str(run), "--device", "cpu", "--resume"]
+    assert main(arguments) == 0
+    assert json.loads(path.read_text())["hardware"] == "elsewhere"
+
+
+def test_the_bound_from_few_terms_is_the_whole_bound_on_average():
+    schedule = NoiseSchedule.from_betas(linear_betas(40, 1e-3, 0.3))
+    data = GaussianMixture(torch.ones(1), torch.zeros(1, 3), torch.tensor([0.3]))
+    x_0 = data.sample(50, torch.Generator().manual_seed(0)).clamp(-1, 1)
+    g = torch.Generator().manual_seed(1)
+    model = data.eps_model(schedule)
+    whole = torch.stack([vlb_terms(model, x_0, schedule, generator=g).sum(1).mean() for _ in range(10)])
+    for strata, repeats in ((4, 60), (39, 10)):
+        part = torch.stack([evaluation.bound(model, x_0, schedule, strata, g).mean() for _ in range(repeats)])
+        error = math.sqrt(part.var() / repeats + whole.var() / 10)
+        assert abs(part.mean() - whole.mean()) < 4 * error, strata
+        assert error < 0.1 * whole.mean(), strata
+    with pytest.raises(ValueError, match=r"strata = 40 must be in 1\.\.T - 1 = 39"):
+        evaluation.bound(data.eps_model(schedule), x_0, schedule, 40)
 
 
 def test_recipes_build():

@@ -479,16 +479,39 @@ def test_simple_loss_draws_every_step_evenly(linear):
     assert t.double().mean().item() == pytest.approx(500.5, abs=4 * 289 / math.sqrt(20_000))
     again = simple_loss(model, torch.zeros(20_000, 1), linear, generator=_seeded(0))
     assert again == loss
-    many = simple_loss(model, torch.zeros(2, 3), linear, generator=[_seeded(0), _seeded(1)])
-    assert many == simple_loss(model, torch.zeros(2, 3), linear, generator=[_seeded(0), _seeded(1)])
-    t = torch.randint(1, 1001, (2,), generator=_seeded(0))  # the first generator draws the times
-    after = _seeded(0)
-    torch.randint(1, 1001, (2,), generator=after)
-    eps = torch.stack([torch.randn(3, generator=g) for g in (after, _seeded(1))])
-    assert many == eps_loss(model, torch.zeros(2, 3), t, eps, linear).mean()
     assert simple_loss(model, torch.zeros(5, 3), linear).isfinite()
-    with pytest.raises(ValueError, match="2 generators for a batch of 3"):
-        simple_loss(model, torch.zeros(3, 3), linear, generator=[_seeded(0), _seeded(1)])
+
+
+@pytest.mark.parametrize("B", [1, 3])
+def test_an_image_with_a_generator_of_its_own_draws_its_own_time_and_noise(linear, B):
+    """So that its loss does not depend on the batch it is in."""
+    seen = []
+
+    def model(x, t):
+        seen.append((x[0], int(t[0])))
+        return torch.zeros_like(x)
+
+    loss = simple_loss(model, torch.zeros(B, 3), linear, generator=[_seeded(i) for i in range(B)])
+    first = _seeded(0)
+    t = torch.randint(1, 1001, (1,), generator=first)
+    eps = torch.randn(3, generator=first)
+    assert seen[0][1] == t.item()
+    close(seen[0][0], q_sample(torch.zeros(1, 3), t, eps[None], linear)[0], 0)
+    if B == 1:
+        assert loss == eps_loss(model, torch.zeros(1, 3), t, eps[None], linear).mean()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_simple_loss_wants_one_generator_or_one_for_each_image(linear, count):
+    with pytest.raises(ValueError, match=f"{count} generators for a batch of 2"):
+        simple_loss(lambda x, t: x, torch.zeros(2, 3), linear, generator=[_seeded(0)] * count)
+
+
+@pytest.mark.parametrize("t", [1, 5])
+def test_an_unknown_decoder_is_refused_at_every_t(linear, t):
+    x = torch.zeros(1, 3)
+    with pytest.raises(ValueError, match="decoder = 'nonsense' is unknown"):
+        vlb_term(lambda x, t: x, x, t, x, linear, decoder="nonsense")
 
 
 # --- the bound ---

@@ -1,6 +1,7 @@
 """`python -m tools.gpu`: the parts, their order, and that one failure keeps the rest."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_everything_goes_into_one_folder_in_order(calls, tmp_path):
     assert [c[:2] for c in made] == [["diffusion_core", "train"], ["diffusion_core", "evaluate"], ["diffusion_core", "evaluate"], ["benchmarks", "--device"]]
     for command in made[:3]:
         parsed = package_parser().parse_args(command[1:])
-        assert parsed.data == "d"
+        assert parsed.data == str(Path("d").resolve()), "the parts run in another folder"
         assert parsed.device == "cpu"
     assert package_parser().parse_args(made[0][1:]).steps == 7
     assert package_parser().parse_args(made[0][1:]).resume

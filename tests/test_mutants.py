@@ -106,16 +106,49 @@ def test_only_tests_that_reach_a_function_are_run():
 
 
 def test_verdicts_fall_with_what_they_were_about():
-    code, tests = verdicts.code_hash("exact"), verdicts.tests_hash("exact")
-    stored = {"code": code, "tests": tests, "verdicts": {"a": "caught", "b": "survived"}}
+    code, tests = verdicts.function_hashes("exact"), verdicts.tests_hash("exact")
+    found = {"exact.py, sample: a": "caught", "exact.py, sample: b": "survived", "exact.py, score: c": "caught"}
+    stored = {"functions": code, "tests": tests, "verdicts": found}
     assert verdicts.still_valid("exact", stored) == stored
-    assert verdicts.still_valid("exact", stored | {"tests": "other"})["verdicts"] == {"a": "caught"}
-    assert verdicts.still_valid("exact", stored | {"code": "other"})["verdicts"] == {}
-    assert verdicts.still_valid("exact", {}) == {"code": code, "tests": tests, "verdicts": {}}
+    caught = {name: verdict for name, verdict in found.items() if verdict == "caught"}
+    assert verdicts.still_valid("exact", stored | {"tests": "other"})["verdicts"] == caught
+    other = stored | {"functions": code | {"sample": "other"}}
+    assert verdicts.still_valid("exact", other)["verdicts"] == {"exact.py, score: c": "caught"}
+    assert verdicts.still_valid("exact", {}) == {"functions": code, "tests": tests, "verdicts": {}}
+
+
+def test_a_function_has_another_hash_when_its_code_changes_and_only_then(monkeypatch):
+    text = 'def f(x):\n    """Says this."""\n    return x + 1\n\n\ndef g(x):\n    return x\n'
+    monkeypatch.setattr(verdicts, "source", lambda module: text)
+    before = verdicts.function_hashes("exact")
+    text = text.replace("this", "that")
+    assert verdicts.function_hashes("exact") == before
+    text = text.replace("x + 1", "x + 2")
+    after = verdicts.function_hashes("exact")
+    assert (after["f"] != before["f"], after["g"] == before["g"]) == (True, True)
+
+
+def test_the_verdict_on_a_slice_falls_with_its_cells_and_with_the_function_of_its_bug():
+    bug = "exact.py, sample: a"
+    entry = {"hash": "cells", "mutant": bug, "function": verdicts.function_hash(bug)}
+    assert mutate.still_failing(entry, "cells")
+    assert not mutate.still_failing(entry, "other cells")
+    assert not mutate.still_failing(entry | {"function": "other"}, "cells")
+    assert not mutate.still_failing(entry | {"mutant": None, "function": None}, "cells")
+    assert not mutate.still_failing(None, "cells")
+    gone = {"hash": "cells", "mutant": "exact.py, gone: a", "function": None}
+    assert not mutate.still_failing(gone, "cells")
+
+
+def test_functions_that_name_an_equation_are_tried_first():
+    assert mutate.functions_of_equation("DDPM 7") >= {("ddpm", "q_posterior"), ("ddpm", "_step_rates")}
+    assert ("ddpm", "ddpm_step") in mutate.functions_of_equation("DDPM 11")
+    assert ("ddpm", "ddpm_step") not in mutate.functions_of_equation("DDPM 1")
+    assert mutate.functions_of_equation("nobody 7") == set()
 
 
 def test_the_page_of_bugs_counts(monkeypatch):
-    entry = {"code": "old", "tests": "", "verdicts": {"exact.py, f: a": "caught", "exact.py, f: b": "survived", "exact.py, f: c": "survived"}}
+    entry = {"functions": {}, "tests": "", "verdicts": {"exact.py, f: a": "caught", "exact.py, f: b": "survived", "exact.py, f: c": "survived"}}
     monkeypatch.setattr(verdicts, "load", lambda: {"modules": {"exact": entry}, "equations": {}})
     monkeypatch.setattr(verdicts, "equivalents", lambda: {"exact.py, f: c": "nothing changes"})
     text = bugs.page()

@@ -58,6 +58,18 @@ def first_line(cell):
     return (cell.source.splitlines() or [""])[0][:60]
 
 
+def run_it_first(path):
+    """The first cell that a reader sees under the heading "Run it first"."""
+    cells = read(path).cells
+    start = next(i for i, cell in enumerate(cells) if re.search(r"^## Run it first$", cell.source, re.MULTILINE))
+    folded = {"remove-cell", "hide-cell", "hide-input"}
+    return next(
+        cell
+        for cell in cells[start:]
+        if cell.cell_type == "code" and not folded & set(cell.metadata.get("tags", []))
+    )
+
+
 def without_code_and_maths(text):
     """Prose in which code and formulas are blanked: what looks like MyST there is none."""
     text = (
@@ -266,4 +278,16 @@ def test_has_the_shape_of_a_chapter(path):
     ), "exercises have folded solutions"
     assert len(json.loads(layout.run_file(path).read_text(encoding="utf8"))["checks"]) >= 5, (
         "a chapter proves what it claims"
+    )
+
+    first = run_it_first(path)
+    lines = [line for line in first.source.splitlines() if line.strip() and not line.strip().startswith("#")]
+    assert len(lines) <= 10, (
+        f"{len(lines)} lines to run first: put what is not needed there into a folded cell before"
+    )
+    assert any(kind in output.get("data", {}) for output in first.outputs for kind in IMAGES), (
+        "what is run first shows a figure"
+    )
+    assert re.search(r"\d", "".join(output.get("text", "") for output in first.outputs)), (
+        "what is run first prints a number"
     )

@@ -80,8 +80,42 @@ def _explode():
 
 
 def test_an_unknown_name_says_what_there_is(stored):
-    with pytest.raises(FileNotFoundError, match=r"no weights named 'large'.*\['tiny'\].*train large"):
+    with pytest.raises(FileNotFoundError, match=r"no weights named 'large'.*\['tiny'\].*train --help"):
         load_pretrained("large", stored[1])
+
+
+def test_a_json_without_weights_is_no_network(stored):
+    (stored[1] / "table.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"no weights named 'table'.*there are \['tiny'\]"):
+        load_pretrained("table", stored[1])
+
+
+@pytest.mark.parametrize("damage", ["text", "list", "no net", "other class", "other arguments", "other sizes"])
+def test_a_card_that_describes_no_net_is_refused(stored, damage):
+    path = stored[1] / "tiny.json"
+    card = json.loads(path.read_text())
+    if damage == "no net":
+        del card["net"]
+    elif damage == "other class":
+        card["net"]["class"] = "Transformer"
+    elif damage == "other arguments":
+        card["net"]["arguments"]["depth"] = 3
+    elif damage == "other sizes":
+        card["net"]["arguments"]["width"] = 16
+    path.write_text({"text": "{", "list": "[]"}.get(damage) or json.dumps(card))
+    with pytest.raises(ValueError, match=r"tiny\.json (is not JSON|is no card|describes no net)"):
+        load_pretrained("tiny", stored[1])
+
+
+def test_moments_that_were_changed_are_refused(tmp_path):
+    one, other = (Moments(torch.zeros(2), torch.eye(2), n) for n in (5, 6))
+    path = pretrained.save_moments("judge", {"train": one, "test": other}, tmp_path)
+    card = {"moments_sha256": pretrained.sha256(path)}
+    save_net(Classifier(classes=3, width=8), "judge", card, tmp_path)
+    assert load_classifier("judge", tmp_path)[1]["test"].n == 6
+    pretrained.save_moments("judge", {"train": other, "test": one}, tmp_path)
+    with pytest.raises(ValueError, match=r"moments\.safetensors is not the file that the card"):
+        load_classifier("judge", tmp_path)
 
 
 def test_a_classifier_is_no_noise_predictor(tmp_path):
@@ -107,6 +141,37 @@ def test_a_full_disk_keeps_the_old_card(stored, monkeypatch):
     assert (stored[1] / "tiny.safetensors").read_bytes() == before
 
 
+def test_a_full_disk_at_the_card_keeps_the_old_pair(stored, monkeypatch):
+    """The weights are in place only together with their card."""
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    torch.manual_seed(1)
+    other = UNet(width=8, multipliers=(1,), attention=(False,), classes=3)
+    before = load_pretrained("tiny", stored[1]).card["sha256"]
+    monkeypatch.setattr(pretrained, "write_json", lambda *arguments: full(0))
+    with pytest.raises(OSError, match="No space left"):
+        save_net(other, "tiny", CARD, stored[1])
+    monkeypatch.undo()
+    assert load_pretrained("tiny", stored[1]).card["sha256"] == before
+    assert sorted(p.name for p in stored[1].iterdir()) == ["tiny.json", "tiny.safetensors"]
+
+
+def test_a_full_disk_keeps_the_old_json(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    pretrained.write_json(path, {"a": 1})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pretrained.os, "fsync", full)
+    with pytest.raises(OSError, match=r"a\.json could not be written .*No space.*previous file is kept"):
+        pretrained.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_the_shipped_classifier_is_the_one_of_its_card():
     net, moments, card = load_classifier()
     assert card["metrics"]["test_accuracy"] >= 0.993
@@ -122,7 +187,7 @@ def test_the_shipped_classifier_is_the_one_of_its_card():
 
 def test_the_shipped_mnist_model_draws_digits():
     """Ten digits in 25 steps: the classifier reads most of them as the label that was asked for."""
-    from diffusion_core.commands import generate
+    from diffusion_core.generation import generate
 
     model = load_pretrained("mnist")
     y = torch.arange(10)

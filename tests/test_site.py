@@ -1,5 +1,6 @@
 """The site: builds without a warning, one page per entry, nothing from elsewhere, no dead link, pages that agree with the code."""
 
+import hashlib
 import importlib
 import inspect
 import json
@@ -15,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tools import address, book, layout, ledger, pages, symptoms
+from tools import address, benchmarks, book, layout, ledger, pages, symptoms
 
 PACKAGE_MODULES = sorted(p.stem for p in layout.PACKAGE.glob("*.py") if not p.stem.startswith("_"))
 # What a page may not load from another host; `rel="canonical"` and ordinary links are no loading.
@@ -186,6 +187,77 @@ def test_symptom_cases_are_complete():
         assert fields["Symptom"] and fields["Cause"], path
 
 
+def step_times(ratio):
+    """A row's times and ratios, where every ratio has this median."""
+    spread = {"low": ratio - 0.1, "median": ratio, "high": ratio + 0.1, "n": 11}
+    return {f"{step}_{what}": spread for step in ("train", "sample") for what in ("ms", "ratio")}
+
+
+def row(name, ratio, **more):
+    return {"name": name, "parameters": 10**6, "multiply_adds": 10**8, "batch_size": 16, **step_times(ratio), **more}
+
+
+def distance(name, seconds, value, seed=0):
+    return {"name": name, "seed": seed, "seconds": seconds, "steps": 100, "frechet": value, "n": 1000}
+
+
+def test_benchmarks_of_which_nothing_is_measured_have_a_page():
+    assert "No run is stored yet." in benchmarks.text_of({})
+    text = benchmarks.text_of({"cpu bf16": {"recipes": [row("ours", 1.0), row("diffusers", 2.0)]}})
+    assert "Not measured yet: `python -m benchmarks overhead`" in text
+    assert "Not measured yet: `python -m benchmarks budget`" in text
+    assert "All 2 aims below that could be decided are met." in text
+
+
+def test_benchmarks_say_which_aims_are_missed():
+    section = {
+        "overhead": {"ours": [row("ours", 1.0), row("lucidrains", 0.9996), row("diffusers", 1.0, peak_memory_mib=12.3)]},
+        "recipes": [row("ours", 1.0), row("lucidrains", 2.9), row("diffusers", 1.6)],
+        "provenance": {"budget": {"command": "python -m benchmarks budget", "date": "2026-01-01", "hardware": "a GPU", "torch": "2"}},
+        "budget": [
+            *(distance("ours", 30.0, value, seed) for seed, value in enumerate((3.0, 5.0))),
+            *(distance("lucidrains", 30.0, value, seed) for seed, value in enumerate((3.5, 4.0))),
+            distance("diffusers", 30.0, 4.5),
+            distance("lucidrains", 60.0, 9.0),
+            distance("train images", 0, 0.1),
+        ],
+    }
+    missed = [what for met, what in benchmarks.aims("cuda fp32", section) if not met]
+    assert missed == [
+        "training step with our network (GPU, fp32): ratio 0.999 [0.899,\N{NO-BREAK SPACE}1.09] to lucidrains, aim 1",
+        "sampling step with our network (GPU, fp32): ratio 0.999 [0.899,\N{NO-BREAK SPACE}1.09] to lucidrains, aim 1",
+        "training step with each library's own network (GPU, fp32): ratio 2.90 [2.80,\N{NO-BREAK SPACE}3.00] to lucidrains, aim 3",
+        "sampling step with each library's own network (GPU, fp32): ratio 2.90 [2.80,\N{NO-BREAK SPACE}3.00] to lucidrains, aim 3",
+        "Fréchet distance after 30 s (GPU, fp32): ours 4.00, that of lucidrains 3.75",
+    ]
+    text = benchmarks.text_of({"cuda fp32": section})
+    assert all(f"- {what}\n" in text for what in missed)
+    assert "Of 10 aims below that could be decided, 5 are missed" in text
+    assert "| 30 | ours | 100 | 4.00 ± 1.41 | 2 |" in text
+    assert "| 60 | lucidrains | 100 | 9.00 | 1 |  |" in text, "nothing of ours to compare with"
+    assert "have the distance 0.10" in text
+    assert "| Equal seconds, GPU, fp32 | `python -m benchmarks budget` | 2026-01-01 | a GPU | 2 |" in text
+    assert "| One network, three libraries, GPU, fp32 | – | – | – | – |" in text
+    assert "| 12 |" in text and "| – |" in text
+
+
+def test_the_landing_page_is_drawn_by_the_shipped_weights():
+    record = json.loads((layout.BOOK / "_data" / "hero.json").read_text(encoding="utf8"))
+    card = json.loads((layout.PACKAGE / "weights" / f"{record['weights']}.json").read_text(encoding="utf8"))
+    picture = (layout.BOOK / "_static" / "hero.gif").read_bytes()
+    assert record["weights_sha256"] == card["sha256"], "other weights are shipped now: `make hero`"
+    assert record["picture_sha256"] == hashlib.sha256(picture).hexdigest(), "not the picture that was drawn: `make hero`"
+
+
+def test_every_resource_says_what_to_read_and_what_goes_with_it():
+    text = (layout.BOOK / "resources.md").read_text(encoding="utf8")
+    entries = re.findall(r"^(\S.*)\n: ((?:.+\n?)+)", text, re.MULTILINE)
+    assert len(entries) >= 13
+    for title, about in entries:
+        assert re.search(r"\*\*(read|watch)\*\*", about, re.IGNORECASE), f"{title}: nothing to read or watch"
+        assert "**Goes with** " in about, f"{title}: no chapter goes with it"
+
+
 def test_equations_are_described():
     for key, about in ledger.described().items():
         assert about["kind"] in ledger.KINDS, key
@@ -222,6 +294,20 @@ def test_references_hold_every_paper():
         )
     )
     assert {paper["cite"] for paper in ledger.papers().values()} <= keys
+
+
+def test_references_hold_every_preprint_that_a_page_links_to():
+    bibliography = (layout.BOOK / "references.bib").read_text(encoding="utf8")
+    linked = {}
+    for path in map(layout.page_source, layout.toc_entries()):
+        text = path.read_text(encoding="utf8")
+        if path.suffix == ".ipynb":
+            cells = json.loads(text)["cells"]
+            text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        for number in re.findall(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})", text):
+            linked.setdefault(number, path.name)
+    missing = {number: name for number, name in linked.items() if f"arxiv.org/abs/{number}}}" not in bibliography}
+    assert linked and not missing, f"add to book/references.bib: {missing}"
 
 
 def test_every_module_has_its_page():
@@ -508,6 +594,7 @@ def test_constraints_pin_what_is_tested():
         "requirements-book.txt",
         "requirements-compare.txt",
         "requirements-test.txt",
+        "requirements-lab.txt",
     ):
         for line in requirement_lines(name):
             requirement = Requirement(line)
@@ -516,6 +603,14 @@ def test_constraints_pin_what_is_tested():
             assert requirement.specifier.contains(pin, prereleases=True), (
                 f"{name}: {line} does not admit the tested {pin}"
             )
+
+
+def test_make_installs_only_what_is_pinned():
+    makefile = (layout.ROOT / "Makefile").read_text(encoding="utf8")
+    assert "pip install --quiet --disable-pip-version-check -c constraints.txt" in makefile
+    for arguments in re.findall(r"^\t\$\(PIP\) (.+)$", makefile, re.MULTILINE):
+        plain = re.sub(r"-r requirements[\w-]*\.txt|--no-deps --editable \.", "", arguments)
+        assert not plain.strip(), f"not from a requirements file: {plain.strip()}"
 
 
 def test_the_site_needs_no_torch():
@@ -557,6 +652,61 @@ def test_a_plain_install_brings_weights_and_all_modules(tmp_path):
         assert path.relative_to(layout.ROOT).as_posix() in inside, f"{path.name} is not installed"
 
 
+# --- versions and releases ---
+
+
+def test_all_places_agree_on_the_version():
+    version = layout.version()
+    assert version == importlib.import_module("diffusion_core").__version__
+    places = {
+        "CITATION.cff": rf"^version: {re.escape(version)}$",
+        "README.md": rf"@v{re.escape(version)}\"",
+        "book/reference/changelog.md": rf"\A[^#]*# Changelog\n[^#]*\n## {re.escape(version)}$",
+    }
+    for where, pattern in places.items():
+        text = (layout.ROOT / where).read_text(encoding="utf8")
+        assert re.search(pattern, text, re.MULTILINE), f"{where} does not name version {version}"
+
+
+def tagging():
+    """The shell lines with which the workflow of the tests sets the tag that the chapters install."""
+    import yaml
+
+    workflow = yaml.safe_load((layout.ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf8"))
+    job = workflow["jobs"]["tag"]
+    assert job["needs"] == "test" and job["permissions"] == {"contents": "write"}
+    assert "refs/heads/main" in job["if"] and "push" in job["if"]
+    return "\n".join(step["run"] for step in job["steps"] if "run" in step)
+
+
+@pytest.mark.skipif(not shutil.which("bash") or not shutil.which("git"), reason="needs bash and git")
+def test_the_tag_that_the_chapters_install_is_set_once(tmp_path):
+    script, tag = tagging(), f"v{layout.version()}"
+    assert not re.search(r"\d+\.\d+", script), "the version stands in diffusion_core/__init__.py alone"
+    origin, clone = tmp_path / "origin", tmp_path / "clone"
+
+    def run(*command):
+        identity = {f"GIT_{who}_{what}": "nobody@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | identity
+        done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    subprocess.run(["git", "init", "--quiet", "--bare", origin], check=True)
+    subprocess.run(["git", "clone", "--quiet", origin, clone], check=True, capture_output=True)
+    for name in ("tools/__init__.py", "tools/layout.py", "diffusion_core/__init__.py"):
+        (clone / name).parent.mkdir(exist_ok=True)
+        shutil.copy(layout.ROOT / name, clone / name)
+    tagged = []
+    for message in ("first", "second"):
+        run("git", "add", ".")
+        run("git", "commit", "--quiet", "--allow-empty", "--message", message)
+        run("bash", "-euo", "pipefail", "-c", script)
+        assert run("git", "ls-remote", "--tags", "origin").split()[1:] == [f"refs/tags/{tag}"]
+        tagged.append(run("git", "rev-parse", tag))
+    assert tagged[0] == tagged[1], "a tag never moves"
+
+
 # --- words ---
 
 
@@ -587,3 +737,21 @@ def test_make_help_names_every_target():
         assert (layout.ROOT / f"{module.replace('.', '/')}.py").is_file(), (
             f"the Makefile runs {module}, which does not exist"
         )
+
+
+def test_the_readme_says_every_command_without_make():
+    makefile = (layout.ROOT / "Makefile").read_text(encoding="utf8")
+    readme = (layout.ROOT / "README.md").read_text(encoding="utf8")
+    said = {name: without for name, without in re.findall(r"^\| `make (\w+)[^`]*` \| (.+?) \| ", readme, re.MULTILINE)}
+    phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE).group(1).split()
+    assert set(said) == set(phony) - {"help"}
+    recipes = {name: body for name, body in re.findall(r"^(\w+):.*##.*\n((?:\t.+\n?)*)", makefile, re.MULTILINE)}
+    for name, without in said.items():
+        recipe = recipes[name].replace("$(BOOK)", "$(PY) -m tools.book").replace("$(PORT)", "8000")
+        modules = re.findall(r"\$\(PY\) (-m [\w.]+)", recipe)
+        assert re.findall(r"python (-m [\w.]+)", without) == modules, f"make {name}"
+
+
+def test_ruff_finds_nothing():
+    found = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=layout.ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout[-3000:]

@@ -32,8 +32,10 @@ from diffusion_core.training import (
     load_checkpoint,
     lr_at,
     read_safetensors,
+    resolve_precision,
     save_checkpoint,
     save_safely,
+    steps_done,
     train,
     validation_loss,
 )
@@ -94,7 +96,8 @@ def config(**changes):
 
 
 def run(net=None, conf=None, **arguments):
-    return train(net or tiny(), images(), SCHEDULE, conf or config(), device="cpu", **arguments)
+    arguments = {"device": "cpu", **arguments}
+    return train(net or tiny(), images(), SCHEDULE, conf or config(), **arguments)
 
 
 def weights(net):
@@ -426,14 +429,15 @@ def test_dropout_is_on_while_training_whatever_mode_the_net_came_in():
 
 
 def test_dropout_differs_between_steps_seeds_and_processes_and_repeats():
-    def drawn(k=3, first=0, seed=0):
-        with training._dropout_seeded(
-            k, slice(first, first + 4), config(seed=seed), torch.device("cpu")
-        ):
+    def drawn(k=3, process=0, seed=0):
+        place = SimpleNamespace(device=torch.device("cpu"), process_index=process)
+        with training._dropout_seeded(k, config(seed=seed), place):
             return torch.rand(4).tolist()
 
     assert drawn() == drawn()
-    others = [drawn(k=4), drawn(first=4), drawn(seed=1)]
+    batches = torch.rand(4, generator=torch.Generator().manual_seed(3)).tolist()
+    assert drawn() != batches, "masks share no stream with draw_batch"
+    others = [drawn(k=4), drawn(process=1), drawn(seed=1), drawn(k=4 + 8, process=1)]
     assert all(other != drawn() for other in others)
 
 
@@ -555,6 +559,23 @@ def test_a_nan_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
     good = run(conf=config(), on_step=None)
     resumed = run(tiny(seed=8), folder=tmp_path, resume=True)
     same(weights(good.net), weights(resumed.net))
+
+
+@pytest.mark.parametrize("bad", [5, 7, 11])  # between checkpoints, at one, at the last step
+def test_an_infinite_gradient_stops_the_run_before_it_reaches_the_weights(tmp_path, bad):
+    net = tiny()
+    calls = []
+
+    def poison(gradient):
+        calls.append(1)
+        return gradient * math.inf if len(calls) == bad + 1 else gradient
+
+    net.out.weight.register_hook(poison)
+    kept = bad // 4 * 4
+    with pytest.raises(NanLoss, match=rf"gradient became (nan|inf) at step {bad};.*holds step {kept}"):
+        run(net, folder=tmp_path)
+    resumed = run(tiny(seed=8), folder=tmp_path, resume=True)
+    same(weights(run().net), weights(resumed.net))
 
 
 @pytest.mark.parametrize("folder", [True, False])
@@ -724,12 +745,26 @@ def test_a_damaged_checkpoint_is_refused_and_never_unpickled(tmp_path, damage):
         torch.save({"step": 3}, path)
     with pytest.raises(ValueError, match="truncated or not a safetensors file"):
         run(folder=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="truncated or not a safetensors file"):
+        steps_done(path)
 
 
 def test_a_foreign_safetensors_file_is_refused(tmp_path):
     save_file({"a": torch.zeros(3)}, tmp_path / CHECKPOINT)
     with pytest.raises(ValueError, match=r"is not a checkpoint of train\(\)"):
         run(folder=tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"is not a checkpoint of train\(\)"):
+        steps_done(tmp_path / CHECKPOINT)
+
+
+def test_what_was_read_is_no_longer_the_file(tmp_path):
+    """A mapped file could not be replaced on Windows, and would change under the reader's feet."""
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(3)}, path)
+    tensors, _ = read_safetensors(path)
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(path) not in maps.read_text()
+    assert tensors["a"].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -961,12 +996,36 @@ def test_on_step_sees_every_step_and_its_loss():
 
 
 def test_bf16_is_asked_for_only_where_there_are_units_for_it(monkeypatch):
-    monkeypatch.setattr(training, "_has_bf16", lambda device: True)
-    assert training._accelerator("auto", "cpu").mixed_precision == "bf16"
+    monkeypatch.setattr(training, "_has_bf16", lambda device: device == "cpu")
+    assert resolve_precision("auto", "cpu") == "bf16"
+    assert resolve_precision("auto") == "fp32"
+    assert resolve_precision("bf16") == "bf16"
+    assert resolve_precision("fp32", "cpu") == "fp32"
     assert training._accelerator("fp32", "cpu").mixed_precision == "no"
-    monkeypatch.setattr(training, "_has_bf16", lambda device: False)
-    assert training._accelerator("auto", "cpu").mixed_precision == "no"
     assert training._accelerator("bf16", "cpu").mixed_precision == "bf16"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_checkpoint_says_the_precision_it_was_made_with(tmp_path, monkeypatch, there):
+    """So that "auto" on a machine with bfloat16 units is not resumed on one without."""
+    monkeypatch.setattr(training, "_has_bf16", lambda device: there)
+    run(conf=config(precision="auto"), folder=tmp_path)
+    monkeypatch.setattr(training, "_has_bf16", lambda device: not there)
+    with pytest.raises(ValueError, match=r"another configuration .precision: "):
+        run(conf=config(precision="auto"), folder=tmp_path, resume=True)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"device = 'banana' is not available.*choose 'cpu'"):
+        run(device="banana")
+    with pytest.raises(ValueError, match="device = 'meta': training would run on"):
+        run(device="meta")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_training_on_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="device = 'cuda' is not available"):
+        run(device="cuda")
 
 
 def test_units_for_bf16_are_looked_for_where_the_run_will_be(monkeypatch):

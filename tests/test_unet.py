@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from diffusion_core.data import Images
 from diffusion_core.ddpm import eps_loss, simple_loss
+from diffusion_core.training import TrainConfig, train
 from diffusion_core.unet import (
     AttentionBlock,
     Level,
@@ -354,6 +356,56 @@ def test_starts_at_zero_and_so_the_loss_is_the_mean_square_of_the_noise(linear):
         net, normal(512, 1, 4, 4), linear, generator=torch.Generator().manual_seed(0)
     )
     assert abs(loss.item() - 1) < 4 * math.sqrt(2 / (512 * 16))
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(1, 8, 8), (1, 28, 28), (3, 32, 32), (4, 8, 8)],
+    ids=["digits", "mnist", "rgb", "latents"],
+)
+def test_every_size_of_the_book_starts_at_loss_1_and_trains(size, linear):
+    """Digits, MNIST, colour, latents. Latents are no pixels: their two steps are written out."""
+    torch.manual_seed(0)
+    net = UNet(
+        channels=size[0], width=8, multipliers=(1, 2, 4), attention=(False, False, True), emb_dim=16
+    )
+    x, t = normal(16, *size).float(), torch.arange(16) * 60 + 1
+    eps = normal(16, *size, seed=1).float()
+    out = net(x, t)
+    assert out.shape == x.shape
+    assert not out.any()
+    loss = eps_loss(net, x, t, eps, linear)
+    close(loss, eps.square().mean((1, 2, 3)), 1e-6)
+    assert abs(loss.mean().item() - 1) < 4 * math.sqrt(2 / eps.numel())
+
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    if size[0] == 4:
+        losses, optimizer = [], torch.optim.Adam(net.parameters(), lr=1e-3)
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = eps_loss(net, x, t, eps, linear).mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[1] < losses[0]  # the same images, times and noise twice
+        trained = net
+    else:
+        generator = torch.Generator().manual_seed(2)
+        pixels = torch.randint(0, 256, (16, *size), generator=generator, dtype=torch.uint8)
+        config = TrainConfig(steps=2, batch_size=4, warmup=0, log_every=1, precision="fp32")
+        data = Images(pixels, torch.zeros(16, dtype=torch.int64))
+        trained, _, history = train(net, data, linear, config, device="cpu")
+        losses = [row["loss"] for row in history]
+        assert abs(losses[0] - 1) < 4 * math.sqrt(2 / (4 * math.prod(size)))
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for loss in losses)
+    after = dict(trained.named_parameters())
+    assert all(bool(p.isfinite().all()) for p in after.values())
+    moved = {name for name, p in after.items() if not torch.equal(p, before[name])}
+    # the first step reaches conv_out alone; through it, the second reaches what comes before
+    assert {"conv_out.weight", "conv_out.bias", "conv_in.weight", "norm_out.weight"} <= moved
+    assert bool(trained(x, t).isfinite().all())
+    assert trained(x, t).any()
 
 
 def test_every_branch_starts_as_if_it_were_not_there():

@@ -1,32 +1,31 @@
 """Make book/reference/bugs.md: what the injected bugs showed. From book/_data/mutation.json, never by hand."""
 
 from tools import layout, verdicts
-from tools.markdown import cell_text
+from tools.markdown import cell_text, generated
 
 PAGE = layout.BOOK / "reference" / "bugs.md"
+ABOUT = """
+A test that cannot fail proves nothing. `make mutate` therefore puts bugs into the package, one at a time and mechanically:
+a sign turned, an index moved by one, a root, square, term or factor dropped, two arguments swapped, a comparison changed,
+a statement left out. For each of them the tests of that module run. A bug is *caught* if one of them fails.
+A few bugs change nothing that anybody could observe; they are listed with the reason, and do not count.
+Which bugs fail the checks of an equation stands in the [ledger](ledger.md).
+"""
 
 
 def page():
     found = {module: verdicts.summary(module, entry) for module, entry in verdicts.load()["modules"].items()}
-    lines = [
-        "# Injected bugs",
-        "",
-        "A test that cannot fail proves nothing. `make mutate` therefore puts bugs into the package, one at a time and mechanically:",
-        "a sign turned, an index moved by one, a root, square, term or factor dropped, two arguments swapped, a comparison changed,",
-        "a statement left out. For each of them the tests of that module run. A bug is *caught* if one of them fails.",
-        "A few bugs change nothing that anybody could observe; they are listed with the reason, and do not count.",
-        "Which bugs fail the checks of an equation stands in the [ledger](ledger.md).",
-        "",
-    ]
-    if not found:
-        return "\n".join([*lines, "No run is stored yet.", ""])
-    lines += ["| module | bugs | caught | share | not observable | of the present code |", "|---|---|---|---|---|---|"]
+    return generated("Injected bugs", ABOUT, _tables(found) if found else [], "No run is stored yet.")
+
+
+def _tables(found):
+    lines = ["| module | bugs | caught | share | not observable | of the present code |", "|---|---|---|---|---|---|"]
     lines += [_row(f"[`{module}`](api/{module}.md)", [one]) for module, one in found.items()]
     lines += [_row("all", list(found.values())), ""]
     for module, one in found.items():
         lines += _named(f"{module}: not caught", dict.fromkeys(one.survived, ""))
         lines += _named(f"{module}: not observable", one.equivalent)
-    return "\n".join(lines)
+    return lines
 
 
 def _row(name, summaries):

@@ -56,6 +56,8 @@ def build_parser():
 
 def main():
     arguments = build_parser().parse_args()
+    arguments.out = str(Path(arguments.out).resolve())
+    arguments.data = arguments.data and str(Path(arguments.data).resolve())
     if arguments.device is None:
         import torch
 

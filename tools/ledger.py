@@ -4,8 +4,8 @@ It is made from
   the chapters                     each `\\tag{DDPM 4}` in a display, and the heading that it stands under
   book/_data/equations.yml         kind and meaning of each equation
   book/_data/runs/*.json           what every check measured when its chapter last ran (written by tools.execute)
-  book/_data/mutation.json         {"equations": {"DDPM 4": ["ddpm.py:41 dropped sqrt", ...], ...}, ...}: for each equation the
-                                   mutants of the package that made its check fail (written by tools.mutate)
+  book/_data/mutation.json         {"equations": {"DDPM 4": ["ddpm.py:41 dropped sqrt", ...], ...}, ...}: for each equation
+                                   mutants of the package that made its check fail, the first of each chapter (tools.mutate)
 and never by hand: `make pages` rewrites it, and a test compares.
 """
 
@@ -15,9 +15,18 @@ from collections import defaultdict
 from functools import cache
 
 from tools import layout, verdicts
-from tools.markdown import cell_text, headings_and_text, in_table, link_to
+from tools.markdown import cell_text, generated, headings_and_text, in_table, link_to
 
 PAGE = layout.BOOK / "reference" / "ledger.md"
+ABOUT = """
+Every equation of a paper that a chapter displays stands here, with the check that the chapter runs for it, the bound of
+that check, what it measured when the chapter last ran, and bugs, put mechanically into the package, that made it fail.
+In each chapter the search for such a bug stops at the first, so the number of bugs is a lower bound.
+A *definition* counts as proven if a check shows that the code computes it. An *identity* or a *theorem* counts only
+if, besides, at least one [injected bug](bugs.md) makes its check fail: a check that nothing can fail proves nothing.
+
+This page is made from the chapters and their last run by `make pages`; nobody writes it.
+"""
 KINDS = ("definition", "identity", "theorem")
 DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 TAG = re.compile(r"\\tag\{([^{}]+)\}")
@@ -87,24 +96,17 @@ def order(key):
 
 
 def page():
+    return generated("The equation ledger", ABOUT, _body(), "No chapter displays a tagged equation yet.")
+
+
+def _body():
     found, measured, caught = displayed(), checks(), mutants()
     keys = sorted(found, key=order)
     kinds = {key: described().get(key, {}).get("kind", "not classified") for key in keys}
     done = [key for key in keys if proven(key, kinds[key], measured, caught)]
-    lines = [
-        "# The equation ledger",
-        "",
-        "Every equation of a paper that a chapter displays stands here, with the check that the chapter runs for it, the bound of",
-        "that check, what it measured when the chapter last ran, and how many bugs, put mechanically into the package, made it fail.",
-        "A *definition* counts as proven if a check shows that the code computes it. An *identity* or a *theorem* counts only",
-        "if, besides, at least one [injected bug](bugs.md) makes its check fail: a check that nothing can fail proves nothing.",
-        "",
-        "This page is made from the chapters and their last run by `make pages`; nobody writes it.",
-        "",
-    ]
     if not keys:
-        return "\n".join([*lines, "No chapter displays a tagged equation yet.", ""])
-    lines += [
+        return []
+    lines = [
         f"**{len(keys)} equations, {len(done)} of them proven.**"
         + (
             ""
@@ -112,14 +114,12 @@ def page():
             else " No mutation run is stored yet (`make mutate`), so identities and theorems do not count yet."
         ),
         "",
-    ]
-    lines += [
         "| equation | kind | chapter | checks | bugs caught | proven |",
         "|---|---|---|---|---|---|",
     ]
     for key in keys:
         places = ", ".join(dict.fromkeys(link_to(PAGE, path) for path, _, _ in found[key]))
-        bugs = len(caught.get(key, [])) if caught is not None else "–"
+        bugs = "–" if caught is None else f"at least {len(caught[key])}" if caught.get(key) else 0
         lines.append(
             f"| [{key}](#{slug(key)}) | {kinds[key]} | {places} | {len(measured.get(key, []))} | {bugs} | {'yes' if key in done else 'no'} |"
         )
@@ -132,7 +132,7 @@ def page():
             lines += [f"{{cite:t}}`{about['cite']}`; tags begin with {paper}.", ""] if about else []
             last = paper
         lines += entry(key, kinds[key], found[key], measured.get(key, []), caught)
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def entry(key, kind, places, measured, caught):
@@ -160,7 +160,7 @@ def entry(key, kind, places, measured, caught):
     if caught is not None and caught.get(key):
         bugs = caught[key]
         lines += [
-            f":::{{dropdown}} {len(bugs)} injected {'bug' if len(bugs) == 1 else 'bugs'} made it fail",
+            f":::{{dropdown}} At least {len(bugs)} injected {'bug makes' if len(bugs) == 1 else 'bugs make'} it fail",
             *(f"- {cell_text(bug)}" for bug in bugs),
             ":::",
             "",

@@ -7,6 +7,11 @@ import re
 from tools.layout import page_title
 
 
+def generated(title, about, body, nothing):
+    """The text of a generated page: heading, what the page is, the lines of its body; `nothing` where there is no body yet."""
+    return "\n".join([f"# {title}", "", about.strip(), "", *(body or [nothing])]).rstrip() + "\n"
+
+
 def headings_and_text(path):
     """A chapter's prose as (heading path, text) pieces in order; the heading path is a tuple of levels 1 to 3."""
     cells = json.loads(path.read_text(encoding="utf8"))["cells"]

@@ -9,12 +9,14 @@ observe are named, with the reason, in tools/equivalent_mutants.yml; every other
 """
 
 import argparse
+import ast
 import gc
 import hashlib
 import importlib
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -24,7 +26,7 @@ from tools.mutants import mutants
 from tools.pages import write_all
 from tools.reach import Reach
 from tools.slices import RAISED, equation_slice
-from tools.verdicts import RESULT, TESTS, code_hash, load, source, still_valid, store, summary
+from tools.verdicts import RESULT, TESTS, function_hash, load, source, still_valid, store, summary
 
 EQUATION_MODULES = ("schedules", "ddpm", "exact", "metrics", "unet")
 PYTEST = ["-q", "--assert=plain", *(word for plugin in ("cacheprovider", "unraisableexception") for word in ("-p", f"no:{plugin}"))]
@@ -133,7 +135,10 @@ def try_module(module, result):
     observed = in_process(observe_tests, module)
     if observed is None:
         sys.exit(f"the tests of {module} fail without any mutant: mend them first")
-    todo = [m for m in mutants(module, source(module)) if m.name not in entry["verdicts"]]
+    present = mutants(module, source(module))
+    names = {m.name for m in present}
+    entry["verdicts"] = {name: verdict for name, verdict in entry["verdicts"].items() if name in names}
+    todo = [m for m in present if m.name not in entry["verdicts"]]
     for i, mutant in enumerate(todo, 1):
         tests = reaching(mutant, *observed)
         caught = bool(tests) and in_process(run_tests, mutant, tests) is not False
@@ -162,31 +167,44 @@ def reaching(mutant, tests, outside):
     return [t.name for t in found if function in t.functions or function in outside]
 
 
-def try_equations(result):
+def try_equations(result, only=()):
     """For every chapter and every equation that it checks: a mutant that makes one of the checks fail, if there is one. Slices
-    that have not changed since the last run keep their verdict."""
-    known, found = result.get("slices", {}), {}
+    that have not changed since the last run keep their verdict. A run that is stopped leaves the others as they were."""
+    known, seen = result.setdefault("slices", {}), set()
     for path in layout.chapters():
         for key in equation_slice(path).equations:
             part = equation_slice(path, [key])
             name, mark = f"{part.chapter}: {key}", slice_hash(part)
-            found[name] = known[name] if known.get(name, {}).get("hash") == mark else {"hash": mark, "mutant": failed_by(part, key)}
-            result["slices"] = known | found
+            seen.add(name)
+            if still_failing(known.get(name), mark) or (only and key not in only):
+                continue
+            mutant = failed_by(part, key)
+            known[name] = {"hash": mark, "mutant": mutant, "function": function_hash(mutant)}
+            result["equations"][key] = _bugs_of(key, known)
             store(result)
-    result["slices"], result["equations"] = found, {}
-    for name, entry in found.items():
-        bugs = result["equations"].setdefault(name.split(": ")[1], [])
-        if entry["mutant"] and entry["mutant"] not in bugs:
-            bugs.append(entry["mutant"])
+    result["slices"] = {name: entry for name, entry in known.items() if name in seen}
+    present = {name.split(": ")[1] for name in seen}
+    result["equations"] = {key: bugs for key, bugs in result["equations"].items() if key in present}
     store(result)
     caught = result["equations"]
-    print(f"equations: {sum(map(bool, caught.values()))} of {len(caught)} have a check that a mutant makes fail")
+    print(f"equations: {sum(map(bool, caught.values()))} of {len(present)} have a check that a mutant makes fail")
+
+
+def _bugs_of(key, known):
+    """The different mutants that the slices of an equation were failed by."""
+    return list(dict.fromkeys(e["mutant"] for name, e in known.items() if name.split(": ")[1] == key and e["mutant"]))
+
+
+def still_failing(entry, mark):
+    """Whether a slice's stored verdict is still to be trusted: a bug was found, in a function that is as it was."""
+    return entry is not None and entry["hash"] == mark and None not in (entry["mutant"], entry["function"]) and (
+        entry["function"] == function_hash(entry["mutant"])
+    )
 
 
 def slice_hash(part):
-    """What the verdict on a slice depends on: its cells, and the modules that bugs are put into."""
-    texts = [*part.cells, *(code_hash(module) for module in EQUATION_MODULES)]
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    """Of the cells of a slice."""
+    return hashlib.sha256("\0".join(part.cells).encode()).hexdigest()[:16]
 
 
 def failed_by(part, key):
@@ -195,6 +213,8 @@ def failed_by(part, key):
     if observed is None or observed[0]:
         sys.exit(f"{part.chapter}: checks of {key} fail, or take too long, without any mutant: {observed and observed[0]}")
     queue = _interleaved([m for m in mutants(module, source(module)) if (module, m.function) in observed[1]] for module in EQUATION_MODULES)
+    named = functions_of_equation(key)
+    queue.sort(key=lambda m: (m.module, m.function) not in named)  # a stable sort: the rest keeps its order
     for i, mutant in enumerate(queue, 1):
         claims = (in_process(run_slice, mutant, part, limit=SLICE_LIMIT) or {}).get(key, [])
         if set(claims) - {RAISED}:  # a number must be wrong; stopping is not enough
@@ -202,6 +222,27 @@ def failed_by(part, key):
             return mutant.name
     print(f"{part.chapter}: no mutant fails a check of {key}", flush=True)
     return None
+
+
+def functions_of_equation(key):
+    """(module, function) of those whose docstring names this equation: DDPM 7 stands there as "DDPM eq. 7", "eq. 6-7" or so."""
+    paper, _, number = key.partition(" ")
+    found = set()
+    for module in EQUATION_MODULES:
+        for node in ast.walk(ast.parse(source(module))):
+            text = (isinstance(node, ast.FunctionDef) and ast.get_docstring(node)) or ""
+            cited = re.findall(r"(?:eqs?\.|sec\.) ([\d.,\- and]+)", text) if paper in text else []
+            if any(number.removeprefix("sec. ") in _numbers(part) for part in cited):
+                found.add((module, node.name))
+    return found
+
+
+def _numbers(cited):
+    """What "6-7" or "4, 15" stands for."""
+    found = set(re.findall(r"\d+(?:\.\d+)?", cited))
+    for low, high in re.findall(r"(\d+)-(\d+)", cited):
+        found |= {str(n) for n in range(int(low), int(high) + 1)}
+    return found
 
 
 def _interleaved(lists):
@@ -227,6 +268,7 @@ def _unchanged(module):
 def main():
     parser = argparse.ArgumentParser(prog="python -m tools.mutate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"default: {' '.join(TESTS)} equations")
+    parser.add_argument("--only", nargs="+", default=[], metavar="KEY", help='of the equations: these, such as "DDPM 7"')
     parser.add_argument("--again", action="store_true", help="forget every stored verdict of these modules")
     arguments = parser.parse_args()
     os.environ.update(layout.kernel_environment())
@@ -242,7 +284,9 @@ def main():
     for module in wanted:
         if arguments.again:
             result["modules"].pop(module, None)
-        try_equations(result) if module == "equations" else try_module(module, result)
+            if module == "equations":
+                result["slices"] = {}
+        try_equations(result, arguments.only) if module == "equations" else try_module(module, result)
     found = [summary(module, entry) for module, entry in result["modules"].items()]
     print(f"in all: {sum(len(s.caught) for s in found)} of {sum(s.counted for s in found)} caught. Table: {RESULT.relative_to(layout.ROOT)}")
     for path in write_all():

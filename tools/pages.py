@@ -2,9 +2,9 @@
 
 import os
 
-from tools import bugs, layout, ledger, status, symptoms
+from tools import benchmarks, bugs, layout, ledger, status, symptoms
 
-GENERATED = (ledger, bugs, status, symptoms)
+GENERATED = (ledger, bugs, benchmarks, status, symptoms)
 
 
 def write_all():

@@ -3,9 +3,14 @@
 import json
 
 from tools import layout
-from tools.markdown import link_to
+from tools.markdown import generated, link_to
 
 PAGE = layout.BOOK / "reference" / "status.md"
+ABOUT = """
+Each chapter was run from top to bottom by `make execute`; the outputs on its page are those of that run, and `make test`
+runs it again and compares. The times are wall-clock seconds without a GPU, starting the kernel included.
+How long training and sampling take beside other libraries stands on the page of the [benchmarks](benchmarks.md).
+"""
 
 
 def runs():
@@ -24,19 +29,11 @@ def runs():
 def page():
     found = runs()
     done = [record for _, record in found if record]
-    lines = [
-        "# Status",
-        "",
-        "Each chapter was run from top to bottom by `make execute`; the outputs on its page are those of that run, and `make test`",
-        "runs it again and compares. The times are wall-clock seconds without a GPU, starting the kernel included.",
-        "",
-    ]
-    if not done:
-        return "\n".join([*lines, "No chapter has been run yet.", ""])
-    lines += [
-        "| chapter | seconds | CPU cores | checks | Python | PyTorch |",
-        "|---|---|---|---|---|---|",
-    ]
+    return generated("Status", ABOUT, _tables(found, done) if done else [], "No chapter has been run yet.")
+
+
+def _tables(found, done):
+    lines = ["| chapter | seconds | CPU cores | checks | Python | PyTorch |", "|---|---|---|---|---|---|"]
     for path, record in found:
         if record:
             torch = record["versions"].get("torch", "–")
@@ -46,28 +43,21 @@ def page():
         else:
             lines.append(f"| {link_to(PAGE, path)} | not run | | | | |")
     total = sum(record["seconds"] for record in done)
-    lines += [
+    versions = sorted({(name, number) for record in done for name, number in record["versions"].items()})
+    systems = sorted({record["system"] for record in done})
+    return [
+        *lines,
         "",
         f"{len(done)} chapters, {total:.0f} s together, {total / len(done):.0f} s on average; "
         f"{sum(len(record['checks']) for record in done)} checks, all of them within their bounds.",
         "",
-    ]
-    lines += [
         "## Versions",
         "",
         "The libraries that these runs imported or could have imported.",
         "",
         "| library | version |",
         "|---|---|",
-    ]
-    versions = sorted(
-        {(name, number) for record in done for name, number in record["versions"].items()}
-    )
-    lines += [f"| {name} | {number} |" for name, number in versions]
-    systems = sorted({record["system"] for record in done})
-    lines += [
+        *(f"| {name} | {number} |" for name, number in versions),
         "",
         f"Systems: {', '.join(systems)}. Exactly these versions are pinned in `constraints.txt`, which `make test` installs.",
-        "",
     ]
-    return "\n".join(lines)

@@ -4,12 +4,18 @@ Gathered from the section of each chapter whose heading begins with "What goes w
 somewhere below it a paragraph that begins `**Symptom.**` and one that begins `**Cause.**`; `**Caught by.**` may follow.
 """
 
+import itertools
 import re
 
 from tools import layout
-from tools.markdown import headings_and_text, link_to
+from tools.markdown import generated, headings_and_text, link_to
 
 PAGE = layout.BOOK / "reference" / "symptoms.md"
+ABOUT = """
+You see the left column; the right column says why, and links to the place in the book where the bug is switched on, with
+its picture, its number and the check that catches it. The page is gathered from the sections *What goes wrong* of the
+chapters by `make pages`.
+"""
 FIELD = re.compile(
     r"^\*\*(Symptom|Cause|Caught by)\.\*\*\s+(.+?)(?=\n\s*\n|\Z|^\*\*(?:Symptom|Cause|Caught by)\.\*\*)",
     re.DOTALL | re.MULTILINE,
@@ -34,30 +40,15 @@ def cases():
 
 
 def page():
-    lines = [
-        "# Symptom → cause",
-        "",
-        "You see the left column; the right column says why, and links to the place in the book where the bug is switched on, with",
-        "its picture, its number and the check that catches it. The page is gathered from the sections *What goes wrong* of the",
-        "chapters by `make pages`.",
-        "",
-    ]
-    found = cases()
-    if not found:
-        return "\n".join([*lines, "No chapter has such a section yet.", ""])
-    last = None
-    for path, trail, fields in found:
-        if path != last:
-            lines += [f"## {layout.page_title(path)}", "", "| what you see | why |", "|---|---|"]
-            last = path
-        cause = fields["Cause"] + (
-            f" *Caught by:* {fields['Caught by']}" if "Caught by" in fields else ""
-        )
-        lines.append(
-            f"| {fields['Symptom'].replace('|', chr(92) + '|')} | {cause.replace('|', chr(92) + '|')} ({link_to(PAGE, path, trail)}) |"
-        )
-        if (path, trail, fields) == found[-1] or found[found.index((path, trail, fields)) + 1][
-            0
-        ] != path:
-            lines.append("")
-    return "\n".join(lines)
+    lines = []
+    for path, group in itertools.groupby(cases(), key=lambda case: case[0]):
+        lines += [f"## {layout.page_title(path)}", "", "| what you see | why |", "|---|---|"]
+        lines += [_row(*case) for case in group]
+        lines.append("")
+    return generated("Symptom → cause", ABOUT, lines, "No chapter has such a section yet.")
+
+
+def _row(path, trail, fields):
+    caught = f" *Caught by:* {fields['Caught by']}" if "Caught by" in fields else ""
+    symptom, cause = (text.replace("|", "\\|") for text in (fields["Symptom"], fields["Cause"] + caught))
+    return f"| {symptom} | {cause} ({link_to(PAGE, path, trail)}) |"

@@ -1,9 +1,10 @@
 """What the last mutation run found: one verdict for each mutant, in book/_data/mutation.json.
 
-  {"modules": {"ddpm": {"code": ..., "tests": ..., "verdicts": {MUTANT: "caught" or "survived"}}}, "equations": {KEY: [MUTANT, ...]}}
+  {"modules": {"ddpm": {"functions": {NAME: ...}, "tests": ..., "verdicts": {MUTANT: "caught" or "survived"}}},
+   "slices": {"CHAPTER: KEY": {"hash": ..., "mutant": MUTANT or null, "function": ...}}, "equations": {KEY: [MUTANT, ...]}}
 
-`code` and `tests` are hashes of what was run. All verdicts fall when the module changes; when only its tests change, those of the
-survivors do.
+`functions`, `tests` and `hash` are hashes of what was run. The verdicts on a function fall when it changes; when the tests of its
+module change, those of the survivors do. The verdict on a slice falls when its cells change, or the function with its bug.
 """
 
 import ast
@@ -43,9 +44,27 @@ def source(module):
     return (layout.PACKAGE / f"{module}.py").read_text(encoding="utf8")
 
 
-def code_hash(module):
-    """Of a module without its docstrings, and of the bugs that are put into it."""
-    return _hash(_without_docstrings(source(module)).encode(), (layout.ROOT / "tools" / "mutants.py").read_bytes())
+def function_hashes(module):
+    """Of every function of a module, without its docstrings. Functions of one name, in several classes, have one hash."""
+    texts = {}
+    for node in ast.walk(ast.parse(source(module))):
+        if isinstance(node, ast.FunctionDef):
+            texts.setdefault(node.name, []).append(_without_docstrings(ast.unparse(node)))
+    return {name: _hash(*(text.encode() for text in found)) for name, found in sorted(texts.items())}
+
+
+def function_of(mutant):
+    """(module, function) that a mutant's name names."""
+    module, function = mutant.split(": ", 1)[0].split(".py, ")
+    return module, function
+
+
+def function_hash(mutant):
+    """Of the function that a mutant, by its name, changes; None if there is no mutant, or no such function any more."""
+    if mutant is None:
+        return None
+    module, function = function_of(mutant)
+    return function_hashes(module).get(function)
 
 
 def tests_hash(module):
@@ -59,12 +78,14 @@ def _hash(*parts):
 
 def still_valid(module, entry):
     """An entry with the verdicts that need not be found again."""
-    code, tests, verdicts = code_hash(module), tests_hash(module), entry.get("verdicts", {})
-    if entry.get("code") != code:
-        verdicts = {}
-    elif entry.get("tests") != tests:
-        verdicts = {name: verdict for name, verdict in verdicts.items() if verdict == "caught"}
-    return {"code": code, "tests": tests, "verdicts": verdicts}
+    now, before, tests = function_hashes(module), entry.get("functions", {}), tests_hash(module)
+    same = {name for name in now if before.get(name) == now[name]}
+    verdicts = {
+        name: verdict
+        for name, verdict in entry.get("verdicts", {}).items()
+        if function_of(name)[1] in same and (verdict == "caught" or entry.get("tests") == tests)
+    }
+    return {"functions": now, "tests": tests, "verdicts": verdicts}
 
 
 def _without_docstrings(text):
@@ -98,5 +119,5 @@ def summary(module, entry):
         caught=[name for name, verdict in verdicts.items() if verdict == "caught"],
         equivalent={name: known[name] for name, verdict in verdicts.items() if verdict == "survived" and name in known},
         survived=[name for name, verdict in verdicts.items() if verdict == "survived" and name not in known],
-        current=entry["code"] == code_hash(module),
+        current=entry["functions"] == function_hashes(module),
     )

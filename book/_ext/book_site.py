@@ -68,7 +68,8 @@ def escape(text):
 
 
 def split_docstring(doc):
-    """A docstring as (text before the first section, [(section, text), ...]), each text with its indentation."""
+    """A docstring as (text before the first section, [(section, text), ...]), each text with its
+    indentation."""
     before, sections = [], []
     for line in (doc or "").strip().splitlines():
         head, colon, rest = line.partition(":")
@@ -78,11 +79,13 @@ def split_docstring(doc):
             sections[-1][1].append(line)
         else:
             before.append(line)
-    return "\n".join(before), [(name, textwrap.dedent("\n".join(lines))) for name, lines in sections]
+    dedented = [(name, textwrap.dedent("\n".join(lines))) for name, lines in sections]
+    return "\n".join(before), dedented
 
 
 def text_lines(text):
-    """Paragraphs of plain text as Markdown; a paragraph that is indented stands as it was written, in a block of its own."""
+    """Paragraphs of plain text as Markdown; a paragraph that is indented stands as it was written,
+    in a block of its own."""
     lines = []
     for paragraph in re.split(r"\n\s*\n", text.rstrip()):
         if paragraph.strip() and all(line.startswith("    ") for line in paragraph.splitlines()):
