@@ -437,8 +437,16 @@ def test_dropout_differs_between_steps_seeds_and_processes_and_repeats():
     assert drawn() == drawn()
     batches = torch.rand(4, generator=torch.Generator().manual_seed(3)).tolist()
     assert drawn() != batches, "masks share no stream with draw_batch"
-    others = [drawn(k=4), drawn(process=1), drawn(seed=1), drawn(k=4 + 8, process=1)]
+    others = [drawn(k=4), drawn(process=1), drawn(seed=1), drawn(k=4 + 8, process=1), drawn(k=2, seed=1)]
     assert all(other != drawn() for other in others)
+
+
+@pytest.mark.parametrize("seed", [0, 3, 9_000])
+def test_the_seed_of_dropout_stays_what_it_is(seed):
+    """Another formula would make a resumed run draw other masks than the run that was stopped."""
+    place = SimpleNamespace(device=torch.device("cpu"), process_index=1)
+    with training._dropout_seeded(5, config(seed=seed), place):
+        assert torch.initial_seed() == (seed * 1_000_003 + 5 + 2 * 2_654_435_769) % 4_294_967_296
 
 
 def test_resuming_a_finished_run_returns_it(tmp_path):
@@ -1044,3 +1052,28 @@ def test_units_for_bf16_are_looked_for_where_the_run_will_be(monkeypatch):
     assert not training._has_bf16("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert not training._has_bf16(None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "fits"),
+    [
+        (None, "cuda:0", True),
+        ("cuda:0", "cuda", True),
+        ("cuda", "cuda:0", True),
+        ("cpu", "cpu", True),
+        ("cuda:1", "cuda:0", False),
+        ("cuda:0", "cuda:1", False),
+        ("cuda:0", "cpu", False),
+    ],
+)
+def test_the_gpu_that_is_asked_for_is_the_one_that_trains(monkeypatch, wanted, there, fits):
+    made = SimpleNamespace(device=torch.device(there))
+    asked = []
+    monkeypatch.setattr("accelerate.Accelerator", lambda **arguments: asked.append(arguments) or made)
+    monkeypatch.setattr(training, "check_device", torch.device)
+    if fits:
+        assert training._accelerator("fp32", wanted) is made
+        assert asked == [{"mixed_precision": "no", "cpu": wanted == "cpu"}]
+    else:
+        with pytest.raises(ValueError, match=f"would run on {there}; choose '{there[:3]}"):
+            training._accelerator("fp32", wanted)
