@@ -177,6 +177,9 @@ def test_displays_stand_on_lines_of_their_own(path):
             assert match.group().count(r"\tag") <= 1 or "align" in match.group(), (
                 f"two tags in one display: {match.group()[:80]!r}"
             )
+            assert not (r"\tag" in match.group() and r"\\" in match.group()), (
+                f"Sphinx puts lines into a split environment, where no tag may stand: {match.group()[:80]!r}"
+            )
 
 
 @each_chapter
