@@ -24,7 +24,7 @@ help:  ## what can be made
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or later is needed, this is {sys.version.split()[0]}. Try: make book PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	@touch $@
-.venv/with-book: requirements-book.txt | .venv/made
+.venv/with-book: requirements-book.txt constraints.txt | .venv/made
 	$(PIP) -r requirements-book.txt
 	@touch $@
 .venv/with-test: requirements.txt requirements-test.txt requirements-compare.txt constraints.txt pyproject.toml | .venv/with-book
@@ -46,7 +46,7 @@ test: .venv/with-test  ## every test, then every chapter run and compared with i
 	$(PY) -m tools.verify
 
 lab: .venv/with-lab  ## open the chapters in JupyterLab
-	$(PY) -m jupyter lab book
+	$(PY) -m jupyterlab book
 
 execute: .venv/with-test  ## re-run the chapters and store their outputs (CHAPTERS="a.ipynb b.ipynb", default all)
 	$(PY) -m tools.execute $(CHAPTERS)

@@ -184,7 +184,7 @@ def budget_rows(arguments: argparse.Namespace, rows: list[dict], store) -> None:
     reference = moments(classify(classifier, test.x)[1])
     schedule = rivals.schedule_of_all()
     pixels = padded(data.pixels).to(arguments.device)
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         for c in rivals.recipes():
             if all(any(r["name"] == c.name and r["seed"] == seed and r["seconds"] == b for r in rows) for b in arguments.budgets):
                 continue
@@ -238,6 +238,12 @@ def samples_of(c: Contender, averaged: nn.Module, schedule, arguments: argparse.
     return torch.cat(parts)
 
 
+def forget(result: dict, tables: list[str]) -> None:
+    """Drop these tables; the settings of the budget only with its rows."""
+    for name in (*tables, *(["budget_settings"] if "budget" in tables else [])):
+        result.pop(name, None)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -257,7 +263,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", help="folder with torchvision's MNIST")
     parser.add_argument("--threads", type=int, help="of a CPU (default: all)")
     parser.add_argument("--budgets", type=float, nargs="+", default=[30, 60, 120], metavar="SECONDS")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the budget table (default: 0 1 2)")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--out", type=Path, default=FILE)
@@ -278,8 +284,7 @@ def main() -> None:
     key = f"{arguments.device} {arguments.precision}"
     result = found.setdefault(key, {})
     if arguments.again:
-        for name in (*tables, "budget_settings"):
-            result.pop(name, None)
+        forget(result, tables)
     now = provenance(" ".join(["python -m benchmarks", *sys.argv[1:]]), arguments.device)
 
     def store(name: str) -> None:

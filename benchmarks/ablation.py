@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_core.data import load_images
+from diffusion_core.pretrained import write_json
 from diffusion_core.recipes import make_schedule
 from diffusion_core.training import NanLoss, TrainConfig, train
 from diffusion_core.unet import ResidualBlock, UNet, Upsample
@@ -229,10 +229,7 @@ def write(entries: list[dict]) -> None:
         "summary": summary(entries),
         "runs": entries,
     }
-    FILE.parent.mkdir(parents=True, exist_ok=True)
-    new = FILE.with_suffix(".json.tmp")
-    new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
-    os.replace(new, FILE)
+    write_json(FILE, content)
 
 
 def main() -> None:

@@ -125,8 +125,7 @@ def diffusers(net: nn.Module, call: EpsModel, name: str = "diffusers") -> Conten
         index = torch.full((len(x_t),), t - 1, device=x_t.device)
         return scheduler.step(call(x_t, index), t - 1, x_t).prev_sample
 
-    # the tutorial's AdamW
-    return Contender(name, net, loss, sample_step, lambda x, t: call(x, t.to(x.device) - 1), {"lr": 1e-4})
+    return Contender(name, net, loss, sample_step, lambda x, t: call(x, t.to(x.device) - 1), {"lr": 1e-4})  # of the tutorial
 
 
 def same_net(which: str) -> list[Contender]:

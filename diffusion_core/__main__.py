@@ -35,7 +35,8 @@ examples:
   python -m diffusion_core sample mnist --labels 3,1,4,1,5 --steps 50 --seed 7 --out pi.png
 """
 
-EVALUATE = """Measure a trained network against real data; write a JSON table with its provenance.
+EVALUATE = """Measure a network trained on MNIST against real images; write a JSON table with
+provenance.
 
 For each of --seeds seeds: draws --samples training images, and paints as many with the same
 labels along a strided chain. Then: agreement of the classifier with the label asked for; Fréchet

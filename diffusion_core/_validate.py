@@ -66,6 +66,14 @@ def check_device(device: str) -> torch.device:
         ) from None
 
 
+def check_whole(name: str, value: int, least: int) -> None:
+    """Raise TypeError unless the value is an int, ValueError if it is below the least."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} = {value!r} is {type(value).__name__}, expected int")
+    if value < least:
+        raise ValueError(f"{name} = {value} must be at least {least}")
+
+
 def check_same_shape(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """Raise ValueError unless the two tensors have one shape."""
     if x.shape != other.shape:

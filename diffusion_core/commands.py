@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusion_core import evaluation, metrics
-from diffusion_core._validate import check_device
+from diffusion_core._validate import check_device, check_whole
 from diffusion_core.classifier import Classifier, classify, train_classifier
 from diffusion_core.data import Images, load_images, to_uint8
 from diffusion_core.generation import generate
@@ -146,7 +147,7 @@ def _training_card(
     recipe: Recipe, config: TrainConfig, history: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """What a card says of the run itself."""
-    seconds = elapsed(history, config)
+    seconds = elapsed(history)
     return {
         "schedule": recipe.schedule,
         "config": dataclasses.asdict(config),
@@ -180,8 +181,12 @@ def _train_classifier(arguments: argparse.Namespace) -> None:
     if arguments.device not in (None, "cpu"):
         raise ValueError(f"--device {arguments.device}: mnist_classifier is trained on the CPU")
     out = arguments.out or arguments.runs / "mnist_classifier"
-    if (out / "mnist_classifier.json").exists():
-        print(f"already trained: {out / 'mnist_classifier.safetensors'}")
+    there = out / "mnist_classifier.json"
+    if there.exists():
+        trained = json.loads(there.read_text(encoding="utf-8")).get("seed", 0)
+        if trained != (arguments.seed or 0):
+            raise ValueError(f"{there} was trained with --seed {trained}; choose another --out")
+        print(f"already trained: {there.with_suffix('.safetensors')}")
         return
     data = load_images("mnist", "train", arguments.data)
     test = load_images("mnist", "test", arguments.data)
@@ -242,19 +247,14 @@ def parse_labels(text: str, classes: int | None) -> Tensor | None:
     """
     if text == "none":
         return None
-    try:
-        labels = [
-            label
-            for part in text.split(",")
-            for label in (
-                range(int(part.split("-")[0]), int(part.split("-")[1]) + 1)
-                if "-" in part
-                else [int(part)]
-            )
-        ]
-    except ValueError:
-        raise ValueError(f"--labels {text!r} cannot be read; write 0-9 or 3,1,4 or none") from None
-    if classes is None or not labels or not all(0 <= label < classes for label in labels):
+    parts = [re.fullmatch(r" *(\d+)(?:-(\d+))? *", part) for part in text.split(",")]
+    if not all(parts):
+        raise ValueError(f"--labels {text!r} cannot be read; write 0-9 or 3,1,4 or none")
+    ends = [(int(part[1]), int(part[2] or part[1])) for part in parts]
+    if any(low > high for low, high in ends):
+        raise ValueError(f"--labels {text!r}: a range goes from the smaller label to the larger")
+    labels = [label for low, high in ends for label in range(low, high + 1)]
+    if classes is None or not all(label < classes for label in labels):
         known = (
             "has no labels: use none" if classes is None else f"knows the labels 0-{classes - 1}"
         )
@@ -266,8 +266,9 @@ def sample(arguments: argparse.Namespace) -> None:
     """`sample NAME`."""
     from PIL import Image
 
-    _at_least_1("--each", arguments.each)
+    check_whole("--each", arguments.each, 1)
     check_device(arguments.device)
+    _check_image_file(arguments.out, Image.registered_extensions())
     model = load_pretrained(arguments.name, arguments.weights)
     labels = parse_labels(arguments.labels, model.net.classes)
     columns = len(labels) if labels is not None else 10
@@ -288,10 +289,15 @@ def sample(arguments: argparse.Namespace) -> None:
     print(f"{len(x)} images: {arguments.out}")
 
 
+def _check_image_file(out: Path, known: dict[str, str]) -> None:
+    if out.suffix.lower() not in known:
+        raise ValueError(f"--out {out}: {out.suffix!r} is no kind of image file; write grid.png")
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     """`evaluate NAME`."""
-    for name in ("samples", "seeds"):
-        _at_least_1(f"--{name}", getattr(arguments, name))
+    check_whole("--samples", arguments.samples, 2)
+    check_whole("--seeds", arguments.seeds, 1)
     check_device(arguments.device)
     model = load_pretrained(arguments.name, arguments.weights)
     judge, _, judge_card = load_classifier()
@@ -305,8 +311,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "x_0 clipped to [-1, 1], no guidance",
         "labels": "of the training images drawn for the floor",
     }
+    data = data_card(model.card["data"]["name"], setting.real)
     out = arguments.out or Path("runs") / f"{arguments.name}_evaluation.json"
-    rows = _rows_kept(out, settings)
+    rows = _rows_kept(out, settings, data)
     for seed in range(len(rows), arguments.seeds):
         rows.append(evaluation.evaluate_seed(model, setting, seed))
         report = {
@@ -314,8 +321,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             **provenance(_evaluate_command(arguments), arguments.device),
             "seeds": rows,
         }
-        report["data"] = data_card(model.card["data"]["name"], setting.real)
-        write_json(out, report | {"summary": evaluation.summary(rows)})
+        write_json(out, report | {"data": data, "summary": evaluation.summary(rows)})
     found = evaluation.summary(rows)
     if arguments.weights is not None:
         measured = {"samples": arguments.samples, "steps": arguments.steps, **found}
@@ -331,7 +337,8 @@ def _setting(
 ) -> evaluation.Setting:
     """What all seeds share, with the data loaded.
 
-    Raises: ValueError if the judge does not know the model's data.
+    Raises: ValueError if the judge does not know the model's data, or more samples are wanted
+        than there are training images.
     """
     name = model.card["data"]["name"]
     if name != card["data"]["name"]:
@@ -340,24 +347,35 @@ def _setting(
             f"{card['data']['name']!r}: its distances would mean nothing"
         )
     train_images, test = (load_images(name, split, arguments.data) for split in ("train", "test"))
+    if arguments.samples > len(train_images.pixels):
+        raise ValueError(
+            f"--samples {arguments.samples}: there are {len(train_images.pixels)} training images "
+            "to compare with; ask for as many at most"
+        )
     _, features = classify(judge, test.x)
     return evaluation.Setting(
         judge, features, train_images, test, arguments.samples, arguments.steps, arguments.device
     )
 
 
-def _rows_kept(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The finished seeds of an earlier call with the same settings.
+def _rows_kept(out: Path, settings: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The finished seeds of an earlier call with the same settings and data.
 
     Raises: ValueError if the file holds something else.
     """
     if not out.exists():
         return []
-    kept = json.loads(out.read_text(encoding="utf-8"))
-    there = kept.get("settings", {})
+    try:
+        kept = json.loads(out.read_text(encoding="utf-8"))
+        there, seeds = kept["settings"] | {"data": kept["data"]}, kept["seeds"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{out} is no table of evaluate, or damaged ({error!r}); move it away or choose "
+            "another --out"
+        ) from error
     differs = [
         f"{key}: {there.get(key)!r} there, {value!r} here"
-        for key, value in settings.items()
+        for key, value in {**settings, "data": data}.items()
         if there.get(key) != value
     ]
     if differs:
@@ -365,14 +383,9 @@ def _rows_kept(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
             f"{out} holds another evaluation ({'; '.join(differs)}); move it away or choose "
             "another --out"
         )
-    return kept["seeds"]
+    return seeds
 
 
 def _evaluate_command(arguments: argparse.Namespace) -> str:
     flags = f"--samples {arguments.samples} --seeds {arguments.seeds} --steps {arguments.steps}"
     return f"python -m diffusion_core evaluate {arguments.name} {flags}"
-
-
-def _at_least_1(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} {value}: must be at least 1")

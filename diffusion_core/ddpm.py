@@ -58,7 +58,7 @@ def q_sample(x_0: Tensor, t: Time, eps: Tensor, schedule: NoiseSchedule) -> Tens
     return signal * x_0 + noise * eps
 
 
-def _step_rates(t: Tensor, s: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor, Tensor]:
+def _step_rates(alpha_bar_t: Tensor, alpha_bar_s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(alpha, beta, beta-tilde) of the step t -> s, float64.
 
     Equation: DDPM sec. 2 and eq. 7 with s = t - 1; for any s < t,
@@ -66,7 +66,6 @@ def _step_rates(t: Tensor, s: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, 
         chain keeps from s to t), beta = 1 - alpha, beta-tilde = (1 - alpha_bar_s) / (1
         - alpha_bar_t) beta.
     """
-    alpha_bar_t, alpha_bar_s = schedule.alpha_bar_at(t), schedule.alpha_bar_at(s)
     alpha = alpha_bar_t / alpha_bar_s
     beta = 1 - alpha
     return alpha, beta, (1 - alpha_bar_s) / (1 - alpha_bar_t) * beta
@@ -96,7 +95,7 @@ def q_posterior(
     check_same_shape("x_0", x_0, "x_t", x_t)
     t, s = _step_times(t, s, schedule)
     alpha_bar_t, alpha_bar_s = schedule.alpha_bar_at(t), schedule.alpha_bar_at(s)
-    alpha, beta, variance = _step_rates(t, s, schedule)
+    alpha, beta, variance = _step_rates(alpha_bar_t, alpha_bar_s)
     weight_0 = alpha_bar_s.sqrt() * beta / (1 - alpha_bar_t)
     weight_t = alpha.sqrt() * (1 - alpha_bar_s) / (1 - alpha_bar_t)
     mean = expand(weight_0, x_t) * x_0 + expand(weight_t, x_t) * x_t
@@ -190,19 +189,20 @@ def ddpm_step(
     check_same_shape("eps", eps, "x_t", x_t)
     check_same_shape("noise", noise, "x_t", x_t)
     t, s = _step_times(t, s, schedule)
-    alpha, beta, _ = _step_rates(t, s, schedule)
-    eps_weight = beta / (1 - schedule.alpha_bar_at(t)).sqrt()
+    alpha_bar_t, alpha_bar_s = schedule.alpha_bar_at(t), schedule.alpha_bar_at(s)
+    alpha, beta, _ = _step_rates(alpha_bar_t, alpha_bar_s)
+    eps_weight = beta / (1 - alpha_bar_t).sqrt()
     mean = (x_t - expand(eps_weight, x_t) * eps) / expand(alpha.sqrt(), x_t)
-    sigma = _sigma(t, s, schedule, variance) * (s > 0)
+    sigma = _sigma(alpha_bar_t, alpha_bar_s, variance) * (s > 0)
     return mean + expand(sigma, x_t) * noise
 
 
-def _sigma(t: Tensor, s: Tensor, schedule: NoiseSchedule, variance: Variance) -> Tensor:
+def _sigma(alpha_bar_t: Tensor, alpha_bar_s: Tensor, variance: Variance) -> Tensor:
     """Standard deviation of the step t -> s, float64: root of beta or beta-tilde, DDPM
     sec. 3.2."""
     if variance not in get_args(Variance):
         raise ValueError(f"variance = {variance!r} is unknown; choose one of {get_args(Variance)}")
-    _, beta, beta_tilde = _step_rates(t, s, schedule)
+    _, beta, beta_tilde = _step_rates(alpha_bar_t, alpha_bar_s)
     return (beta if variance == "beta" else beta_tilde).sqrt()
 
 
@@ -369,7 +369,8 @@ def vlb_term(
     predicted = eps_model(x_t, torch.full((x_0.shape[0],), t))
     model_mean = ddpm_step(predicted, x_t, t_, s_, torch.zeros_like(x_t), schedule).double()
     t_sigma = torch.tensor(max(t, 2) if variance == "posterior" else t)
-    sigma = expand(_sigma(t_sigma, t_sigma - 1, schedule, variance), model_mean)
+    alpha_bars = schedule.alpha_bar_at(t_sigma), schedule.alpha_bar_at(t_sigma - 1)
+    sigma = expand(_sigma(*alpha_bars, variance), model_mean)
     if t == 1:
         return decoder_nll(x_0.double(), model_mean, sigma, decoder)
     mean, var = q_posterior(x_0.double(), x_t.double(), t_, s_, schedule)

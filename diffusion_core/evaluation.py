@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core import metrics
-from diffusion_core._validate import Generators, draw
+from diffusion_core._validate import draw
 from diffusion_core.classifier import Classifier, classify
 from diffusion_core.data import Images, from_uint8
 from diffusion_core.ddpm import EpsModel, bits_per_dim, clip_x0, prior_kl, vlb_term
@@ -77,12 +77,12 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
     return {key: metrics.estimate([row[key] for row in rows])._asdict() for key in keys}
 
 
-def bound(
+def estimate_bound(
     eps_model: EpsModel,
     x_0: Tensor,
     schedule: NoiseSchedule,
     strata: int = STRATA,
-    generator: Generators = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """An unbiased estimate of the variational bound on -log p(x_0) from few of its
     terms: the times 2..T are cut into strata, narrow where t is small; each gives one t
@@ -98,20 +98,20 @@ def bound(
     total = prior_kl(x_0, schedule) + vlb_term(eps_model, x_0, 1, draw(x_0, generator), schedule)
     edges = torch.linspace(0, 1, strata + 1, dtype=torch.float64)
     edges = (2 * ((schedule.T + 1) / 2) ** edges).round().long().unique()
-    place = generator if isinstance(generator, torch.Generator) else None
     for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        t = int(torch.randint(low, high, (), generator=place))
+        t = int(torch.randint(low, high, (), generator=generator))
         term = vlb_term(eps_model, x_0, t, draw(x_0, generator), schedule)
         total = total + (high - low) * term
     return total
 
 
 def _bits(model: Pretrained, images: Images, seed: int, device: str) -> float:
-    """Bits per dimension of test images, given their labels."""
-    x_0, y = images.x, images.labels.to(device)
-    eps_model = clip_x0(labelled(model.net.to(device), y), model.schedule)
+    """Bits per dimension of test images, given their labels. Only the net runs on the device:
+    the bound wants float64, which not every device has."""
+    x_0, net = images.x, labelled(model.net.to(device), images.labels.to(device))
+    eps_model = clip_x0(lambda x, t: net(x.to(device), t).cpu(), model.schedule)
     generator = torch.Generator().manual_seed(seed)
-    nats = bound(eps_model, x_0.to(device), model.schedule, generator=generator)
+    nats = estimate_bound(eps_model, x_0, model.schedule, generator=generator)
     return bits_per_dim(nats, x_0).mean().item()
 
 

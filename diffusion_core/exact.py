@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_core._validate import Time
+from diffusion_core._validate import Time, check_batch
 from diffusion_core.schedules import NoiseSchedule
 
 TimeFunction = Callable[[Tensor, Time], Tensor]
@@ -131,7 +131,9 @@ class GaussianMixture:
                 f"x {tuple(x.shape)} has {flat.shape[1]} elements a sample, but the mixture "
                 f"lives in D = {self.means.shape[1]}"
             )
-        alpha_bar = schedule.alpha_bar_at(t).reshape(-1, 1)
+        alpha_bar = schedule.alpha_bar_at(t)
+        check_batch(alpha_bar, x)
+        alpha_bar = alpha_bar.reshape(-1, 1)
         variance = alpha_bar * self.stds**2 + (1 - alpha_bar)
         if not bool((variance > 0).all()):
             raise ValueError(

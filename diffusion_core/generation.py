@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from diffusion_core._validate import check_device
+from diffusion_core._validate import check_device, check_whole
+from diffusion_core.data import SIZES
 from diffusion_core.ddpm import EpsModel, clip_x0, ddpm_sample
 from diffusion_core.pretrained import Pretrained
 from diffusion_core.schedules import timesteps
@@ -24,18 +25,22 @@ def generate(
     """n images along a strided chain, x_0 clipped to [-1, 1]: (n, C, H, W) on the CPU. Image i has
     a generator of its own.
 
-    Raises: ValueError if y does not hold n labels, n is not positive, or the device is not
-        available.
+    Raises: ValueError if y does not hold n labels, n is not positive, the seed is not in
+        0..2^32 - 1, the device is not available, or the card names unknown data; TypeError unless
+        n and seed are int.
     """
-    if n < 1:
-        raise ValueError(f"n = {n} images; ask for at least 1")
+    check_whole("n", n, 1)
+    check_whole("seed", seed, 0)
+    if seed >= 2**32:
+        raise ValueError(f"seed = {seed} must be less than 2**32")
     check_device(device)
     if y is not None and len(y) != n:
         raise ValueError(f"{len(y)} labels for n = {n} images")
     net, schedule = model.net.to(device), model.schedule
-    size = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32}[
-        model.card["data"]["name"]
-    ]
+    data = model.card["data"]["name"]
+    if data not in SIZES:
+        raise ValueError(f"the size of the images of {data!r} is not known; known: {tuple(SIZES)}")
+    size = SIZES[data]
     times, parts = timesteps(schedule.T, steps), []
     for chunk in torch.arange(n).split(batch_size or (250 if device == "cpu" else 2_500)):
         generators = [torch.Generator().manual_seed(seed * 1_000_000 + int(i)) for i in chunk]

@@ -116,9 +116,10 @@ def nearest_neighbours(x: Tensor, data: Tensor, chunk: int = 256) -> tuple[Tenso
             f"images of shape {tuple(x.shape[1:])} cannot be compared with data of shape "
             f"{tuple(data.shape[1:])}"
         )
-    flat = data.float().flatten(1)
-    found = [torch.cdist(part.float().flatten(1), flat).min(1) for part in x.split(chunk)]
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+    flat, parts = data.float().flatten(1), x.float().flatten(1).split(chunk)
+    index = torch.cat([torch.cdist(part, flat).argmin(1) for part in parts])
+    # cdist's own distances are matrix products: a copy would not come out at 0
+    return (torch.cat(parts) - flat[index]).norm(dim=1), index
 
 
 def agreement(predicted: Tensor, wanted: Tensor) -> float:

@@ -159,8 +159,7 @@ def _grid(x: Tensor, columns: int, gap: int = 1):
 
 
 def show_source(function: Callable) -> Any:
-    """The source of a function or class as it is shipped, highlighted, without its
-    docstring's bulk hidden or changed.
+    """The source of a function or class as it is shipped, docstring included, highlighted.
 
     Returns: IPython Code.
     Raises: TypeError for what has no Python source.

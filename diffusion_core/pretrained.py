@@ -43,6 +43,11 @@ def load_pretrained(name: str, folder: str | Path | None = None) -> Pretrained:
     net, card = load_net(name, folder)
     if not isinstance(net, UNet):
         raise ValueError(f"{name!r} is a {type(net).__name__}, not a noise predictor")
+    if "schedule" not in card or "name" not in card.get("data", {}):
+        raise ValueError(
+            f"the card of {name!r} names no schedule or no data: the net cannot be used without; "
+            "train it again"
+        )
     return Pretrained(net, make_schedule(card["schedule"]), card)
 
 

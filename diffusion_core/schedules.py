@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from diffusion_core._validate import Time, as_time, check_batch
+from diffusion_core._validate import Time, as_time, check_batch, check_whole
 
 Spacing = Literal["trailing", "leading", "linspace", "quadratic"]
 
@@ -24,7 +24,7 @@ def linear_betas(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> T
     Equation: DDPM sec. 4, beta_1 = 1e-4 to beta_T = 0.02 over T = 1000 steps.
     Shapes: result (T,).
     Returns: float64 tensor.
-    Raises: ValueError if T < 1 or an end lies outside (0, 1).
+    Raises: ValueError if T < 1 or an end lies outside (0, 1); TypeError unless T is int.
     """
     _check_betas(T, beta_1, beta_T)
     return torch.linspace(beta_1, beta_T, T, dtype=torch.float64)
@@ -38,7 +38,7 @@ def scaled_linear_betas(T: int = 1000, beta_1: float = 0.00085, beta_T: float = 
         that the released Stable Diffusion models have.
     Shapes: result (T,).
     Returns: float64 tensor.
-    Raises: ValueError if T < 1 or an end lies outside (0, 1).
+    Raises: ValueError if T < 1 or an end lies outside (0, 1); TypeError unless T is int.
     """
     _check_betas(T, beta_1, beta_T)
     return torch.linspace(math.sqrt(beta_1), math.sqrt(beta_T), T, dtype=torch.float64) ** 2
@@ -54,7 +54,8 @@ def cosine_betas(T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> Te
             beta_t = min(1 - alpha_bar_t / alpha_bar_{t-1}, beta_max)
     Shapes: result (T,).
     Returns: float64 tensor.
-    Raises: ValueError if T < 1, s < 0, or beta_max lies outside (0, 1).
+    Raises: ValueError if T < 1, s < 0, or beta_max lies outside (0, 1); TypeError
+        unless T is int.
     """
     _check_betas(T, beta_max, beta_max)
     if not s >= 0:
@@ -65,8 +66,7 @@ def cosine_betas(T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> Te
 
 
 def _check_betas(T: int, *betas: float) -> None:
-    if not isinstance(T, int) or T < 1:
-        raise ValueError(f"T = {T} must be a whole number of steps, at least 1")
+    check_whole("T", T, 1)
     for beta in betas:
         if not 0 < beta < 1:
             raise ValueError(
@@ -85,8 +85,14 @@ def expand(coefficient: Tensor, like: Tensor) -> Tensor:
 
     Shapes: coefficient () or (B,); like (B, *).
     Returns: () or (B, 1, ..., 1), dtype and device of like.
-    Raises: ValueError if the coefficient's batch is not like's.
+    Raises: ValueError if the coefficient's batch is not like's; TypeError unless like
+        holds floating-point numbers.
     """
+    if not like.is_floating_point():
+        raise TypeError(
+            f"images have dtype {like.dtype}, in which every rate would be rounded to 0 or 1; "
+            "give floating-point numbers, such as from_uint8(pixels)"
+        )
     check_batch(coefficient, like, "the coefficient")
     shape = coefficient.shape + (1,) * (like.ndim - 1) if coefficient.ndim else ()
     return coefficient.reshape(shape).to(like.device, like.dtype)
@@ -255,11 +261,13 @@ def timesteps(T: int, S: int, spacing: Spacing = "trailing") -> Tensor:
         nearest). Only "trailing" and "linspace" start at T.
     Shapes: result (S+1,), int64, strictly decreasing, last entry 0.
     Raises: ValueError unless 1 <= S <= T (2 <= S for "linspace" and "quadratic"), or
-        for an unknown spacing.
+        for an unknown spacing; TypeError unless T and S are int.
     """
     if spacing not in get_args(Spacing):
         raise ValueError(f"spacing = {spacing!r} is unknown; choose one of {get_args(Spacing)}")
     least = 2 if spacing in ("linspace", "quadratic") else 1
+    check_whole("T", T, 1)
+    check_whole("S", S, 1)
     if not least <= S <= T:
         raise ValueError(f"S = {S} steps: {spacing!r} needs {least} <= S <= T = {T}")
     i = torch.arange(S, dtype=torch.float64)
@@ -289,10 +297,11 @@ def karras_times(schedule: NoiseSchedule, S: int, rho: float = 7.0) -> Tensor:
 
             sigma_i = (a + i/(S-1) (b - a))^rho,  a = sigma_max^(1/rho),  b = sigma_min^(1/rho)
     Shapes: result (S+1,), float64, strictly decreasing from T to 0.
-    Raises: ValueError if S < 2 or rho < 1.
+    Raises: ValueError if S < 2 or rho < 1; TypeError unless S is int.
     """
-    if S < 2 or not rho >= 1:
-        raise ValueError(f"S = {S}, rho = {rho}: the grid needs S >= 2 and rho >= 1 (EDM uses 7)")
+    check_whole("S", S, 2)
+    if not rho >= 1:
+        raise ValueError(f"rho = {rho} must be at least 1 (EDM uses 7)")
     smallest, largest = (1 / schedule.snr(torch.tensor([1, schedule.T]))).sqrt() ** (1 / rho)
     sigmas = torch.lerp(largest, smallest, torch.arange(S, dtype=torch.float64) / (S - 1)) ** rho
     times = schedule.time_at(sigmas)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffusion_core._validate import check_device
+from diffusion_core._validate import check_device, check_whole
 from diffusion_core.data import Images, from_uint8
 from diffusion_core.ddpm import eps_loss
 from diffusion_core.schedules import NoiseSchedule
@@ -32,11 +32,17 @@ _CHUNK = 128  # images that validation sends through the net at a time
 _FAR = 2_654_435_769  # between the seeds of processes; a CPU's generator keeps 32 bits of a seed
 
 
+_WHOLE = {"steps": 1, "batch_size": 1, "warmup": 0, "seed": 0} | dict.fromkeys(
+    ("log_every", "validate_every", "checkpoint_every"), 1
+)  # the least value of each field of TrainConfig that counts something
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything a run depends on besides the net, the data and the schedule.
 
-    Raises: ValueError naming the field that is out of range.
+    Raises: ValueError naming the field that is out of range; TypeError for one that must
+        be int and is not.
     """
 
     steps: int = 2_000
@@ -56,21 +62,18 @@ class TrainConfig:
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
+        for name, least in _WHOLE.items():
+            check_whole(name, getattr(self, name), least)
         wrong = [
             name
             for name, fine in {
-                "steps": self.steps >= 1,
-                "batch_size": self.batch_size >= 1,
                 "lr": 0 < self.lr < math.inf,
-                "warmup": self.warmup >= 0,
                 "betas": len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
                 "grad_clip": self.grad_clip > 0,
                 "ema_decay": 0 <= self.ema_decay < 1,
                 "label_dropout": 0 <= self.label_dropout <= 1,
                 "precision": self.precision in get_args(Precision),
-                "log_every": self.log_every >= 1,
-                "validate_every": self.validate_every >= 1,
-                "checkpoint_every": self.checkpoint_every >= 1,
+                "seed": self.seed < 2**32,
             }.items()
             if not fine
         ]
@@ -198,46 +201,48 @@ def train(
     net = net.to(accelerator.device)
     ema = EMA(net, config.ema_decay)
     optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, betas=config.betas)
-    model, optimizer = accelerator.prepare(net, optimizer)
     path = None if folder is None else Path(folder) / CHECKPOINT
-    start, history = _resumed(path, resume, net, ema, optimizer, config)
-    data = Images(data.pixels.to(accelerator.device), data.labels.to(accelerator.device))
-    began = time.perf_counter() - elapsed(history, config)
-    for k in range(start, config.steps):
-        model.train()
-        drawn = draw_batch(k, config, len(data.pixels), data.pixels.shape[1:], schedule.T)
-        with _dropout_seeded(k, config, accelerator):
-            loss = _loss(model, net, data, Batch(*(a[rows] for a in drawn)), schedule)
-        mean_loss = _mean_over_processes(loss, accelerator)
-        _stop_unless_finite("loss", mean_loss, k, path)
-        norm = _gradient(loss, model, config, accelerator)
-        _stop_unless_finite("norm of the gradient", norm, k, path)
-        _update(k, optimizer, config)
-        ema.update(net, k)
-        done, seconds = k + 1, time.perf_counter() - began
-        history += _logged(done, mean_loss, seconds, ema.net, validation, schedule, config)
-        if accelerator.is_main_process:
-            if path is not None and _due(config.checkpoint_every, done, config):
-                save_checkpoint(path, done, net, ema, optimizer, config, history)
-            if on_step is not None:
-                on_step(done, mean_loss)
-    accelerator.wait_for_everyone()
-    net = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # without the autocast
+    with _prepared(net, optimizer, accelerator) as (model, optimizer):
+        start, history = _resumed(path, resume, net, ema, optimizer, config)
+        data = Images(data.pixels.to(accelerator.device), data.labels.to(accelerator.device))
+        began = time.perf_counter() - elapsed(history)
+        for k in range(start, config.steps):
+            model.train()
+            drawn = draw_batch(k, config, len(data.pixels), data.pixels.shape[1:], schedule.T)
+            with _dropout_seeded(k, config, accelerator):
+                loss = _loss(model, net, data, Batch(*(a[rows] for a in drawn)), schedule)
+            mean_loss = _mean_over_processes(loss, accelerator)
+            _stop_unless_finite("loss", mean_loss, k, path)
+            norm = _gradient(loss, model, config, accelerator)
+            _stop_unless_finite("norm of the gradient", norm, k, path)
+            _update(k, optimizer, config)
+            ema.update(net, k)
+            done, seconds = k + 1, time.perf_counter() - began
+            history += _logged(done, mean_loss, seconds, ema.net, validation, schedule, config)
+            if accelerator.is_main_process:
+                if path is not None and _due(config.checkpoint_every, done, config):
+                    save_checkpoint(path, done, net, ema, optimizer, config, history)
+                if on_step is not None:
+                    on_step(done, mean_loss)
+        accelerator.wait_for_everyone()
     return TrainResult(net.eval(), ema.net, history)
 
 
-def elapsed(history: list[dict], config: TrainConfig) -> float:
-    """Seconds of training up to a run's last logged step, all its parts together.
+@contextmanager
+def _prepared(net: nn.Module, optimizer: torch.optim.Optimizer, accelerator):
+    """Net and optimizer as Accelerate runs them. Afterwards, also if training stops with an
+    error, the net is without autocast again."""
+    model, optimizer = accelerator.prepare(net, optimizer)
+    try:
+        yield model, optimizer
+    finally:
+        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
-    Returns: 0 for an empty log; from the speed, where a log holds no seconds (format of
-        0.1.0's first runs).
-    """
-    for row in reversed(history):
-        if "seconds" in row:
-            return row["seconds"]
-        if "images_per_s" in row:
-            return row["step"] * config.batch_size / row["images_per_s"]
-    return 0.0
+
+def elapsed(history: list[dict]) -> float:
+    """Seconds of training up to a run's last logged step, all its parts together; 0 for an
+    empty log."""
+    return next((row["seconds"] for row in reversed(history) if "seconds" in row), 0.0)
 
 
 def _resumed(

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from benchmarks.__main__ import Trainer, allocated_by, budget_seconds_of, peak_memory, spread
+from benchmarks.__main__ import (
+    Trainer,
+    allocated_by,
+    budget_seconds_of,
+    forget,
+    peak_memory,
+    spread,
+)
 from benchmarks.rivals import ours
 from diffusion_core.unet import UNet
 
@@ -34,6 +41,13 @@ def test_a_budget_counts_work_and_not_waiting():
     import time
 
     assert budget_seconds_of(lambda: time.sleep(0.2), "cpu") < 0.1
+
+
+@pytest.mark.parametrize(("tables", "left"), [(["overhead"], {"budget", "budget_settings"}), (["budget"], {"overhead"})])
+def test_a_kept_table_keeps_its_settings(tables, left):
+    result = dict.fromkeys(("overhead", "budget", "budget_settings"), 1)
+    forget(result, tables)
+    assert set(result) == left
 
 
 def test_spread_is_the_middle_half():

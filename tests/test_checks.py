@@ -38,10 +38,44 @@ def test_check_failed_is_an_assertion_error():
         check("claim", 1, within=0)
 
 
-@pytest.mark.parametrize("within", [-1e-3, math.inf, math.nan, None, "1"])
-def test_a_bound_must_be_a_bound(within):
-    with pytest.raises(ValueError, match="must be a finite number, at least 0"):
-        check("claim", 0.0, within=within)
+@pytest.mark.parametrize("measured", [3, -1.0, torch.tensor([3.0, -5.0])])
+def test_at_most_bounds_the_largest_value_with_its_sign(measured, capsys):
+    check("claim", measured, at_most=3)
+    assert capsys.readouterr().out == "✓ claim (at most 3)\n"
+    with pytest.raises(CheckFailed, match=r"claim: measured (3|-1), not at most -2"):
+        check("claim", measured, at_most=-2)
+
+
+@pytest.mark.parametrize("measured", [3, 7.5, torch.tensor([7.5, 3.0])])
+def test_at_least_bounds_the_smallest_value_with_its_sign(measured, capsys):
+    check("claim", measured, at_least=3, equation="DDPM 3")
+    assert capsys.readouterr().out == "✓ claim [DDPM 3] (at least 3)\n"
+    with pytest.raises(CheckFailed, match=r"claim: measured (3|7\.5), not at least 8"):
+        check("claim", measured, at_least=8)
+
+
+@pytest.mark.parametrize("bound", ["within", "at_most", "at_least"])
+def test_nan_keeps_no_bound(bound):
+    with pytest.raises(CheckFailed, match="measured nan"):
+        check("claim", torch.tensor([0.0, math.nan]), **{bound: 1.0})
+
+
+@pytest.mark.parametrize("bound", ["within", "at_most", "at_least"])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "1"])
+def test_a_bound_must_be_a_number(bound, value):
+    with pytest.raises(ValueError, match=r"(within|at most|at least) = .* must be a finite number"):
+        check("claim", 0.0, **{bound: value})
+
+
+def test_a_tolerance_is_not_negative():
+    with pytest.raises(ValueError, match=r"within = -0\.001 must be at least 0"):
+        check("claim", 0.0, within=-1e-3)
+
+
+@pytest.mark.parametrize("bounds", [{}, {"within": 1, "at_most": 1}, {"at_most": 1, "at_least": 0}])
+def test_one_bound_must_be_given(bounds):
+    with pytest.raises(TypeError, match=f"give one of within, at_most and at_least, not {len(bounds)}"):
+        check("claim", 0.0, **bounds)
 
 
 def test_nothing_measured_is_no_proof():
@@ -63,14 +97,14 @@ def test_the_ledger_gets_one_line_a_check(tmp_path, monkeypatch):
         {
             "claim": "first",
             "measured": 0.5,
-            "within": 1,
+            "bound": "within 1",
             "equation": "DDPM 11",
             "chapter": "2-from-scratch/sampling",
         },
         {
             "claim": "second ±",
             "measured": 0.0,
-            "within": 0,
+            "bound": "exact",
             "equation": None,
             "chapter": None,
         },

@@ -80,16 +80,22 @@ def test_sample_saves_a_grid_and_says_where(run, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["train", "imagenet"], "no recipe named 'imagenet'"),
-        (["train", "digits", "--steps", "0"], "steps = 0 is out of range"),
+        (["train", "digits", "--steps", "0"], "steps = 0 must be at least 1"),
         (["sample", "nothing"], "no weights named 'nothing'"),
         (["sample", "mnist", "--labels", "0-12"], "knows the labels 0-9"),
         (["sample", "mnist", "--labels", "x"], "cannot be read; write 0-9"),
         (["sample", "mnist", "--steps", "1001"], "S = 1001 steps"),
         (["evaluate", "nothing"], "no weights named 'nothing'"),
-        (["sample", "mnist", "--each", "0"], "--each 0: must be at least 1"),
+        (["sample", "mnist", "--each", "0"], "--each = 0 must be at least 1"),
         (["sample", "mnist", "--device", "banana"], "device = 'banana' is not available"),
-        (["evaluate", "mnist", "--seeds", "0"], "--seeds 0: must be at least 1"),
-        (["evaluate", "mnist", "--samples", "0"], "--samples 0: must be at least 1"),
+        (["evaluate", "mnist", "--seeds", "0"], "--seeds = 0 must be at least 1"),
+        (["evaluate", "mnist", "--samples", "1"], "--samples = 1 must be at least 2"),
+        (["sample", "mnist", "--labels", "2-1"], "from the smaller label to the larger"),
+        (["sample", "mnist", "--labels", "0-1-9"], "cannot be read"),
+        (["sample", "mnist", "--out", "grid.pgn"], "'.pgn' is no kind of image file"),
+        (["sample", "mnist", "--out", "grid"], "'' is no kind of image file"),
+        (["sample", "mnist", "--seed", "-1"], "seed = -1 must be at least 0"),
+        (["sample", "mnist", "--seed", "99999999999999"], "must be less than 2**32"),
         (["evaluate", "mnist", "--device", "banana"], "device = 'banana' is not available"),
         (["train", "digits", "--device", "banana"], "device = 'banana' is not available"),
         (["train", "mnist_classifier", "--steps", "3"], "takes no --steps"),
@@ -126,6 +132,14 @@ def test_help_names_every_recipe(capsys):
     said = capsys.readouterr().out
     for name in (*RECIPES, "mnist_classifier", "--resume", "accelerate launch"):
         assert name in said
+
+
+def test_a_finished_classifier_of_another_seed_is_not_taken_for_this_one(tmp_path, capsys):
+    (tmp_path / "mnist_classifier.json").write_text('{"seed": 0}', encoding="utf8")
+    assert main(["train", "mnist_classifier", "--out", str(tmp_path)]) == 0
+    assert "already trained" in capsys.readouterr().out
+    assert main(["train", "mnist_classifier", "--out", str(tmp_path), "--seed", "5"]) == 2
+    assert "was trained with --seed 0; choose another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -209,7 +223,21 @@ def test_evaluate_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert row["nearest_0%"] < row["nearest_5%"] < row["nearest_50%"]
     with pytest.raises(AssertionError):
         call(2, tmp_path / "tiny.json")  # the card, not a table
-    assert "holds another evaluation" in capsys.readouterr().err
+    assert "is no table of evaluate, or damaged" in capsys.readouterr().err
+    other = tmp_path / "other.json"
+    for changed, message in (
+        (whole | {"settings": whole["settings"] | {"steps": 3}}, "holds another evaluation (steps: 3 there, 2 here"),
+        (whole | {"data": whole["data"] | {"sha256": "0"}}, "holds another evaluation (data: "),
+        ([1, 2], "is no table of evaluate"),
+    ):
+        other.write_text(json.dumps(changed), encoding="utf8")
+        with pytest.raises(AssertionError):
+            call(2, other)
+        assert message in capsys.readouterr().err
+    other.write_text('{"settings":', encoding="utf8")
+    with pytest.raises(AssertionError):
+        call(2, other)
+    assert "is no table of evaluate, or damaged" in capsys.readouterr().err
 
 
 def test_a_judge_of_other_data_is_refused(run, tmp_path, capsys):
@@ -244,12 +272,12 @@ def test_the_bound_from_few_terms_is_the_whole_bound_on_average():
     model = data.eps_model(schedule)
     whole = torch.stack([vlb_terms(model, x_0, schedule, generator=g).sum(1).mean() for _ in range(10)])
     for strata, repeats in ((4, 60), (39, 10)):
-        part = torch.stack([evaluation.bound(model, x_0, schedule, strata, g).mean() for _ in range(repeats)])
+        part = torch.stack([evaluation.estimate_bound(model, x_0, schedule, strata, g).mean() for _ in range(repeats)])
         error = math.sqrt(part.var() / repeats + whole.var() / 10)
         assert abs(part.mean() - whole.mean()) < 4 * error, strata
         assert error < 0.1 * whole.mean(), strata
     with pytest.raises(ValueError, match=r"strata = 40 must be in 1\.\.T - 1 = 39"):
-        evaluation.bound(data.eps_model(schedule), x_0, schedule, 40)
+        evaluation.estimate_bound(data.eps_model(schedule), x_0, schedule, 40)
 
 
 def test_recipes_build():

@@ -143,3 +143,7 @@ def test_bad_uses_are_refused(linear, mixture):
         mixture.score(linear)(normal(2, 3), 5)
     with pytest.raises(ValueError, match="t = 1001"):
         mixture.score(linear)(normal(2, 2), 1001)
+    for t in (torch.tensor([1, 2, 3]), torch.tensor([[1], [2]])):
+        for ask in (mixture.score(linear), mixture.log_prob(linear), mixture.log_posterior(linear, 0)):
+            with pytest.raises(ValueError, match=r"t has shape .* fits no batch"):
+                ask(normal(1, 2), t)

@@ -254,12 +254,30 @@ def test_plot_cells_show_their_figure(path):
             )
 
 
+PINNED = dict(
+    re.match(r"([\w.-]+)==([\w.]+)", line).groups()
+    for line in (layout.ROOT / "constraints.txt").read_text(encoding="utf8").splitlines()
+    if "==" in line and not line.startswith("#")
+)
+
+
+def keeps(value, bound):
+    """Whether a measured value keeps the bound as check() writes it."""
+    if bound == "exact":
+        return value == 0
+    kind, limit = bound.rsplit(" ", 1)
+    limit = float(limit) * (1 + 1e-5)  # written with six digits
+    return {"within": abs(value) <= limit, "at most": value <= limit, "at least": value >= limit * (1 - 2e-5)}[kind]
+
+
 @each_chapter
 def test_run_is_recorded(path):
     record = json.loads(layout.run_file(path).read_text(encoding="utf8"))
     assert record["chapter"] == name(path)
     assert record["seconds"] <= 120, f"{record['seconds']} s; a chapter takes at most two minutes"
-    assert all(abs(check["measured"]) <= check["within"] for check in record["checks"])
+    assert record["versions"].items() <= PINNED.items(), "run with other versions than those of constraints.txt"
+    for check in record["checks"]:
+        assert keeps(check["measured"], check["bound"]), check
 
 
 @pytest.mark.skipif(not CHAPTERS, reason="no chapters yet")

@@ -1,5 +1,6 @@
 """Shipped weights: that they load, that they are what their cards say, and that a wrong file is refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from diffusion_core.classifier import Classifier, classify, train_classifier
 from diffusion_core.data import load_images
 from diffusion_core.metrics import Moments
 from diffusion_core.pretrained import load_classifier, load_net, load_pretrained, save_net
+from diffusion_core.recipes import RECIPES
 from diffusion_core.unet import UNet
 
 CARD = {"schedule": "linear", "data": {"name": "digits"}}
@@ -88,6 +90,25 @@ def test_a_json_without_weights_is_no_network(stored):
     (stored[1] / "table.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match=r"no weights named 'table'.*there are \['tiny'\]"):
         load_pretrained("table", stored[1])
+
+
+@pytest.mark.parametrize("key", ["schedule", "data"])
+def test_a_card_without_schedule_or_data_is_refused(stored, key):
+    path = stored[1] / "tiny.json"
+    card = json.loads(path.read_text())
+    del card[key]
+    path.write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="the card of 'tiny' names no schedule or no data"):
+        load_pretrained("tiny", stored[1])
+
+
+def test_the_shipped_network_is_what_the_recipe_trains():
+    net, card = load_net("mnist")
+    recipe = RECIPES["mnist"]
+    asked = json.loads(json.dumps(dataclasses.asdict(recipe.config)))
+    assert card["config"] | {"precision": asked["precision"]} == asked
+    assert net.config == recipe.build()[0].config
+    assert (card["schedule"], card["data"]["name"]) == (recipe.schedule, recipe.data)
 
 
 @pytest.mark.parametrize("damage", ["text", "list", "no net", "other class", "other arguments", "other sizes"])

@@ -58,10 +58,12 @@ def _cosine_beta_1(T, s):
 
 
 @pytest.mark.parametrize("make", [linear_betas, scaled_linear_betas, cosine_betas])
-@pytest.mark.parametrize("T", [0, -3, 10.0])
-def test_a_schedule_needs_whole_steps(make, T):
-    with pytest.raises(ValueError, match=r"T = .* whole number of steps"):
-        make(T)
+def test_a_schedule_needs_whole_steps(make):
+    for T in (0, -3):
+        with pytest.raises(ValueError, match=f"T = {T} must be at least 1"):
+            make(T)
+    with pytest.raises(TypeError, match=r"T = 10\.0 is float, expected int"):
+        make(10.0)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, -0.1, math.nan])
@@ -285,10 +287,23 @@ def test_short_chains_have_every_grid(spacing):
             assert times[-1] == 0
 
 
-@pytest.mark.parametrize(("T", "S"), [(10, 0), (10, 11), (10, -1)])
-def test_impossible_grids(T, S):
-    with pytest.raises(ValueError, match=f"S = {S} steps"):
+@pytest.mark.parametrize(
+    ("T", "S", "error", "message"),
+    [
+        (10, 0, ValueError, "S = 0 must be at least 1"),
+        (10, -1, ValueError, "S = -1 must be at least 1"),
+        (0, 1, ValueError, "T = 0 must be at least 1"),
+        (10, 11, ValueError, "S = 11 steps"),
+        (10, 2.5, TypeError, r"S = 2\.5 is float"),
+        (10.0, 2, TypeError, r"T = 10\.0 is float"),
+    ],
+)
+def test_impossible_grids(T, S, error, message):
+    with pytest.raises(error, match=message):
         timesteps(T, S)
+
+
+def test_unknown_spacing():
     with pytest.raises(ValueError, match="spacing = 'linear' is unknown"):
         timesteps(10, 5, "linear")
 
@@ -316,7 +331,19 @@ def test_karras_grid_is_even_in_the_root_of_sigma(schedule):
     assert karras_times(schedule, 10, rho=1.0)[0] == 1000
 
 
-@pytest.mark.parametrize(("S", "rho"), [(1, 7.0), (10, 0.5), (10, -1.0), (10, math.nan)])
-def test_impossible_karras_grids(linear, S, rho):
-    with pytest.raises(ValueError, match=f"S = {S}, rho = {rho}"):
-        karras_times(linear, S, rho)
+@pytest.mark.parametrize("rho", [0.5, -1.0, math.nan])
+def test_impossible_karras_grids(linear, rho):
+    with pytest.raises(ValueError, match=f"rho = {rho} must be at least 1"):
+        karras_times(linear, 10, rho)
+    with pytest.raises(ValueError, match="S = 1 must be at least 2"):
+        karras_times(linear, 1)
+    with pytest.raises(TypeError, match=r"S = 2\.5 is float"):
+        karras_times(linear, 2.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_whole_numbers_are_no_images(linear, dtype):
+    """Rates cast to whole numbers are 0: q_sample(pixels, ...) would be 0 everywhere."""
+    images = torch.ones(2, 1, 4, 4).to(dtype)
+    with pytest.raises(TypeError, match=rf"{dtype}.*from_uint8"):
+        linear.at(5, images)

@@ -618,8 +618,8 @@ def test_the_site_needs_no_torch():
     assert "torch" not in names and "diffusers" not in names
 
 
-def test_what_colab_has_is_admitted():
-    """Installing the package must not replace what Colab brings: the bounds admit older and newer versions than the tested ones."""
+def test_requirements_are_bounds_and_no_pins():
+    """Installing the package must not replace what Colab brings; whether the bounds admit it is seen by the weekly job there."""
     from packaging.requirements import Requirement
 
     for line in requirement_lines("requirements.txt"):
@@ -650,6 +650,21 @@ def test_a_plain_install_brings_weights_and_all_modules(tmp_path):
         inside = set(wheel.namelist())
     for path in layout.package_files():
         assert path.relative_to(layout.ROOT).as_posix() in inside, f"{path.name} is not installed"
+
+
+# --- workflows ---
+
+
+def test_the_site_is_published_after_the_tests():
+    """GitHub finds the workflow to wait for by its name alone: after a renaming nothing would be published any more."""
+    import yaml
+
+    folder = layout.ROOT / ".github" / "workflows"
+    publish, tests = (yaml.safe_load((folder / name).read_text(encoding="utf8")) for name in ("publish.yml", "test.yml"))
+    trigger = publish[True]["workflow_run"]  # YAML reads the key `on` as true
+    assert trigger["workflows"] == [tests["name"]]
+    assert trigger["branches"] == tests[True]["push"]["branches"]
+    assert publish["jobs"]["deploy"]["needs"] == "build"
 
 
 # --- versions and releases ---

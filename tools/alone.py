@@ -16,7 +16,7 @@ from tools import layout
 
 def install(folder):
     """The package of the last commit, with its weights, in a folder."""
-    url = f"git+file://{layout.ROOT}"
+    url = f"git+{layout.ROOT.as_uri()}"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, url], check=True)
 
 

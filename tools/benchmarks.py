@@ -47,8 +47,8 @@ a ratio of at least 1.5 to diffusers and of at least 3 to lucidrains. A smaller 
 well; that is the next table's question.
 """,
     "budget": """
-The networks of the last table are trained on MNIST for the same number of seconds, with the same batch size and precision, each
-with the optimizer settings of its own documentation. Then all of them are sampled by one sampler, and the features of our
+The networks of the last table are trained on MNIST for the same number of seconds, with the same batch size and precision, all
+by Adam, each with the learning rate and betas of its own documentation, held constant, and with the same moving average. Then all of them are sampled by one sampler, and the features of our
 [classifier](api/classifier.md) give the Fréchet distance between the samples and the test images: lower is better. On a CPU a second is one of processor time,
 summed over threads. The aim: at every budget ours is lower than both others.
 The cells hold the mean over the seeds ± the standard deviation of one seed.

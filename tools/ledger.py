@@ -152,7 +152,7 @@ def entry(key, kind, places, measured, caught):
         lines += ["| check | measured | bound | in |", "|---|---|---|---|"]
         for path, check in measured:
             lines.append(
-                f"| {in_table(check['claim'])} | {number(check['measured'])} | {number(check['within'])} | {link_to(PAGE, path)} |"
+                f"| {in_table(check['claim'])} | {number(check['measured'])} | {in_table(check['bound'])} | {link_to(PAGE, path)} |"
             )
         lines.append("")
     else:

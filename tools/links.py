@@ -1,10 +1,13 @@
 """Follow every link of the built site: `python -m tools.links _build/html`. Links inside the site are a test's part; this one asks the network.
 
-A link counts as broken if its server says so (404, 410) or does not exist, twice. Servers that merely refuse robots are listed, and pass.
+A link counts as broken if its server says so (404, 410) or does not exist, twice. Servers that
+merely refuse robots, or do not answer in time, are listed, and pass.
 """
 
 import argparse
 import concurrent.futures
+import http.client
+import socket
 import sys
 import time
 import urllib.error
@@ -53,8 +56,11 @@ def ask(url):
                 return "ok"
         except urllib.error.HTTPError as error:
             result = f"{'broken' if error.code in GONE else 'refused'}: {error.code}"
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            result = f"broken: {getattr(error, 'reason', error)}"
+        except urllib.error.URLError as error:
+            gone = isinstance(error.reason, socket.gaierror)
+            result = f"{'broken' if gone else 'refused'}: {error.reason}"
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            result = f"refused: {error}"
         if attempt == 0:
             time.sleep(5)
     return result

@@ -25,9 +25,9 @@ class Slice:
         failed = {}
         real = checks.check
 
-        def recording(claim, measured, within, *, equation=None):
+        def recording(claim, measured, *bound, equation=None, **bounds):
             try:
-                real(claim, measured, within, equation=equation)
+                real(claim, measured, *bound, equation=equation, **bounds)
             except AssertionError:
                 for key in _keys(equation):
                     failed.setdefault(key, []).append(claim)

@@ -59,5 +59,5 @@ def _tables(found, done):
         "|---|---|",
         *(f"| {name} | {number} |" for name, number in versions),
         "",
-        f"Systems: {', '.join(systems)}. Exactly these versions are pinned in `constraints.txt`, which `make test` installs.",
+        f"Systems: {', '.join(systems)}. They are those of `constraints.txt`, which `make test` installs.",
     ]
