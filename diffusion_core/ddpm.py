@@ -180,7 +180,8 @@ def ddpm_step(
         alpha = alpha_bar_t / alpha_bar_s and beta = 1 - alpha for any s < t:
 
             x_s = (x_t - beta / sqrt(1 - alpha_bar_t) eps) / sqrt(alpha) + sigma noise
-            sigma^2 = beta ("beta") or (1 - alpha_bar_s) / (1 - alpha_bar_t) beta ("posterior")
+            sigma^2 = beta ("beta"), or
+            sigma^2 = (1 - alpha_bar_s) / (1 - alpha_bar_t) beta ("posterior")
     Shapes: eps, x_t, noise (B, *); t, s () or (B,), 0 <= s < t <= T.
     Returns: x_s (B, *), dtype and device of x_t.
     Raises: ValueError if shapes do not fit, s >= t, a time is outside its domain, or

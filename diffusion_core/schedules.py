@@ -267,9 +267,9 @@ def timesteps(T: int, S: int, spacing: Spacing = "trailing") -> Tensor:
         raise ValueError(f"spacing = {spacing!r} is unknown; choose one of {get_args(Spacing)}")
     least = 2 if spacing in ("linspace", "quadratic") else 1
     check_whole("T", T, 1)
-    check_whole("S", S, 1)
-    if not least <= S <= T:
-        raise ValueError(f"S = {S} steps: {spacing!r} needs {least} <= S <= T = {T}")
+    check_whole("S", S, least)
+    if S > T:
+        raise ValueError(f"S = {S} steps do not fit into a chain of T = {T}")
     i = torch.arange(S, dtype=torch.float64)
     if spacing == "trailing":
         rising = T - (i.flip(0) * T / S).floor()

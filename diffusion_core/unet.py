@@ -55,8 +55,8 @@ class ResidualBlock(nn.Module):
     """Two convolutions beside a skip; the embedding of (t, y) scales and shifts what
     lies between them.
 
-    Equation: Ho et al. 2020 app. B, with the scale-and-shift of Dhariwal & Nichol 2021
-        sec. 3 (adaptive group normalization); conv2 is zero at the start:
+    Equation: Ho et al. 2020 app. B, with the scale-and-shift of Nichol & Dhariwal 2021
+        app. A (adaptive group normalization); conv2 is zero at the start:
 
             h = conv1(silu(norm1(x)))
             skip(x) + conv2(silu((1 + scale) norm2(h) + shift))

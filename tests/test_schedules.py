@@ -293,7 +293,7 @@ def test_short_chains_have_every_grid(spacing):
         (10, 0, ValueError, "S = 0 must be at least 1"),
         (10, -1, ValueError, "S = -1 must be at least 1"),
         (0, 1, ValueError, "T = 0 must be at least 1"),
-        (10, 11, ValueError, "S = 11 steps"),
+        (10, 11, ValueError, "S = 11 steps do not fit into a chain of T = 10"),
         (10, 2.5, TypeError, r"S = 2\.5 is float"),
         (10.0, 2, TypeError, r"T = 10\.0 is float"),
     ],
@@ -301,6 +301,13 @@ def test_short_chains_have_every_grid(spacing):
 def test_impossible_grids(T, S, error, message):
     with pytest.raises(error, match=message):
         timesteps(T, S)
+
+
+@pytest.mark.parametrize(("spacing", "least"), [("trailing", 1), ("leading", 1), ("linspace", 2), ("quadratic", 2)])
+def test_the_shortest_grid(spacing, least):
+    assert len(timesteps(10, least, spacing)) == least + 1
+    with pytest.raises(ValueError, match=f"S = {least - 1} must be at least {least}"):
+        timesteps(10, least - 1, spacing)
 
 
 def test_unknown_spacing():

@@ -441,7 +441,7 @@ def test_dropout_differs_between_steps_seeds_and_processes_and_repeats():
     assert all(other != drawn() for other in others)
 
 
-@pytest.mark.parametrize("seed", [0, 3, 9_000])
+@pytest.mark.parametrize("seed", [0, 3, 2_000, 9_000])  # 2,000 sets the highest of the 32 bits
 def test_the_seed_of_dropout_stays_what_it_is(seed):
     """Another formula would make a resumed run draw other masks than the run that was stopped."""
     place = SimpleNamespace(device=torch.device("cpu"), process_index=1)
@@ -900,6 +900,7 @@ def test_a_configuration_out_of_range_is_named(field, value):
 
 @pytest.mark.parametrize("field", ["steps", "batch_size", "warmup", "seed", "log_every", "validate_every", "checkpoint_every"])
 def test_what_is_counted_is_whole(field):
+    assert TrainConfig(seed=4_294_967_295).seed == 4_294_967_295
     with pytest.raises(TypeError, match=rf"{field} = 2\.5 is float, expected int"):
         TrainConfig(**{field: 2.5})
 

@@ -578,6 +578,8 @@ def test_labels_out_of_range(label):
     with pytest.raises(ValueError) as error:
         net(x, 5, torch.tensor([0, 5, 1, label, 7]))  # of two wrong ones the first is named
     assert f"label {label} is out of range: 0..4, or 5 for the null label" in str(error.value)
+    with pytest.raises(ValueError, match=f"label {label} is out of range"):
+        net(x, 5, torch.tensor([0, 5, 1, label, 2]))
 
 
 def test_labels_of_the_wrong_shape_or_dtype():
