@@ -971,7 +971,7 @@ def test_two_processes_follow_the_path_of_one(tmp_path):
     )
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"),
             *("--nproc-per-node", "2", str(script)),
         ],
         capture_output=True,
