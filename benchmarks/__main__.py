@@ -238,6 +238,12 @@ def samples_of(c: Contender, averaged: nn.Module, schedule, arguments: argparse.
     return torch.cat(parts)
 
 
+def command(arguments: list[str]) -> str:
+    """The call, without the folders of the machine that it ran on."""
+    kept = [a for before, a in zip(["", *arguments], arguments, strict=False) if {a, before}.isdisjoint({"--data", "--out"})]
+    return " ".join(["python -m benchmarks", *kept])
+
+
 def forget(result: dict, tables: list[str]) -> None:
     """Drop these tables; the settings of the budget only with its rows."""
     for name in (*tables, *(["budget_settings"] if "budget" in tables else [])):
@@ -285,7 +291,7 @@ def main() -> None:
     result = found.setdefault(key, {})
     if arguments.again:
         forget(result, tables)
-    now = provenance(" ".join(["python -m benchmarks", *sys.argv[1:]]), arguments.device)
+    now = provenance(command(sys.argv[1:]), arguments.device)
 
     def store(name: str) -> None:
         result.setdefault("provenance", {})[name] = now

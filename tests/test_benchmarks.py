@@ -7,6 +7,7 @@ from benchmarks.__main__ import (
     Trainer,
     allocated_by,
     budget_seconds_of,
+    command,
     forget,
     peak_memory,
     spread,
@@ -48,6 +49,11 @@ def test_a_kept_table_keeps_its_settings(tables, left):
     result = dict.fromkeys(("overhead", "budget", "budget_settings"), 1)
     forget(result, tables)
     assert set(result) == left
+
+
+def test_a_stored_command_names_no_folder():
+    call = ["budget", "--data", "D:/data", "--seeds", "0", "1", "--out", "x.json", "--steps", "20"]
+    assert command(call) == "python -m benchmarks budget --seeds 0 1 --steps 20"
 
 
 def test_spread_is_the_middle_half():

@@ -50,7 +50,8 @@ well; that is the next table's question.
 The networks of the last table are trained on MNIST for the same number of seconds, with the same batch size and precision, all
 by Adam, each with the learning rate and betas of its own documentation, held constant, and with the same moving average. Then all of them are sampled by one sampler, and the features of our
 [classifier](api/classifier.md) give the Fréchet distance between the samples and the test images: lower is better. On a CPU a second is one of processor time,
-summed over threads. The aim: at every budget ours is lower than both others.
+summed over threads. The aim: at every budget ours is lower than both others. These budgets are the first minutes of a training, in which the larger
+learning rate and the cheaper step count most; the table does not say which network would be the best in the end.
 The cells hold the mean over the seeds ± the standard deviation of one seed.
 """,
 }
