@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from functools import cache
 from html.parser import HTMLParser
@@ -603,6 +604,30 @@ def test_constraints_pin_what_is_tested():
             assert requirement.specifier.contains(pin, prereleases=True), (
                 f"{name}: {line} does not admit the tested {pin}"
             )
+
+
+def test_every_pin_can_be_installed_on_the_oldest_python_that_is_promised():
+    """Some projects drop the first patches of a Python version (3.11.0 to 3.11.4, for instance,
+    which Debian 12 has); such a pin would stop `make book` there."""
+    from importlib import metadata
+
+    from packaging.specifiers import SpecifierSet
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((layout.ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
+    oldest = project["requires-python"].removeprefix(">=") + ".0"
+    pins = {
+        (canonicalize_name(name), version)
+        for name, version in (line.split("==") for line in requirement_lines("constraints.txt"))
+    }
+    needs = {
+        found.name: found.metadata.get("Requires-Python") or ""
+        for found in metadata.distributions()
+        if (canonicalize_name(found.name), found.version) in pins
+    }
+    assert len(needs) > 100, "too few of the pins are installed to say anything"
+    too_new = {name: need for name, need in needs.items() if not SpecifierSet(need).contains(oldest)}
+    assert not too_new
 
 
 def test_make_installs_only_what_is_pinned():
