@@ -64,8 +64,8 @@ train: .venv/with-test  ## train the shipped networks at full length (DATA=folde
 evaluate: .venv/with-test  ## measure the shipped network against MNIST (DATA=folder)
 	$(PY) -m diffusion_core evaluate mnist $(FLAGS)
 
-bench: .venv/with-test  ## time our code beside lucidrains' and diffusers', interleaved, and rewrite its page
-	$(PY) -m benchmarks $(FLAGS)
+bench: .venv/with-test  ## time what is not stored yet beside lucidrains' and diffusers' (BENCH="--again overhead recipes": anew)
+	$(PY) -m benchmarks $(BENCH) $(FLAGS)
 	$(PY) -m tools.pages
 
 gpu: .venv/with-test  ## everything that wants a GPU, into results/; resumable, works on a CPU, slowly (DATA=folder, DEVICE=)

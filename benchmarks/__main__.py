@@ -113,7 +113,8 @@ def compare(contenders: list[Contender], arguments: argparse.Namespace) -> list[
     """Rows of table (a) or (b): milliseconds of a training and of a sampling step, and their ratios to ours, round by round."""
     device, bf16 = arguments.device, arguments.precision == "bf16"
     trainers = {c.name: Trainer(c, device, bf16) for c in contenders}
-    x = torch.randn(arguments.batch_size, 1, rivals.SIZE, rivals.SIZE, device=device).clamp(-1, 1)
+    batch_size = arguments.batch_size or 64
+    x = torch.randn(batch_size, 1, rivals.SIZE, rivals.SIZE, device=device).clamp(-1, 1)
 
     def sampling(c: Contender):
         @torch.no_grad()
@@ -134,7 +135,7 @@ def compare(contenders: list[Contender], arguments: argparse.Namespace) -> list[
                 "parameters": sum(p.numel() for p in c.net.parameters()),
                 "multiply_adds": multiply_adds(c.eps_model, device),
                 "precision": arguments.precision,
-                "batch_size": arguments.batch_size,
+                "batch_size": batch_size,
                 "peak_memory_mib": peak[c.name],
                 "train_ms": spread([1e3 * v for v in train[c.name]]),
                 "sample_ms": spread([1e3 * v for v in sample[c.name]]),
@@ -244,6 +245,24 @@ def command(arguments: list[str]) -> str:
     return " ".join(["python -m benchmarks", *kept])
 
 
+def settle_budget(arguments: argparse.Namespace, result: dict) -> dict:
+    """What the budget table is measured with: as the call says, else as its stored rows were, else the defaults; filled in.
+
+    Raises: SystemExit if the call and the stored rows disagree.
+    """
+    stored = result.get("budget_settings", {})
+    settings = {}
+    for name, default in {"batch_size": 64, "samples": 1000, "steps": 50}.items():
+        given = getattr(arguments, name)
+        settings[name] = stored.get(name, default) if given is None else given
+        setattr(arguments, name, settings[name])
+    if stored not in ({}, settings):
+        raise SystemExit(f"{arguments.out} holds a budget table with other settings ({stored}); --again budget measures it anew")
+    known = sorted({row["seconds"] for row in result.get("budget", []) if row["seconds"]})
+    arguments.budgets = arguments.budgets or known or [30, 60, 120]
+    return settings
+
+
 def forget(result: dict, tables: list[str]) -> None:
     """Drop these tables; the settings of the budget only with its rows."""
     for name in (*tables, *(["budget_settings"] if "budget" in tables else [])):
@@ -261,18 +280,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="overhead, recipes, budget (default: the first two, and budget if --data or DIFFUSION_DATA says where MNIST is)",
     )
     parser.add_argument("--again", action="store_true", help="forget what was measured before on this kind of device")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu (default: a GPU if there is one)")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the networks' autocast (default: bf16)")
+    parser.add_argument("--batch-size", type=int, help="images a step (default: 64; of the budget table as stored)")
+    parser.add_argument("--rounds", type=int, default=15, help="of the first two tables (default: 15)")
     parser.add_argument("--repeat", type=int, default=None, help="steps in one timing (default: 1 on a CPU, 20 on a GPU)")
     parser.add_argument("--data", help="folder with torchvision's MNIST")
     parser.add_argument("--threads", type=int, help="of a CPU (default: all)")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[30, 60, 120], metavar="SECONDS")
+    budget = "of the budget table (default: as stored, else "
+    parser.add_argument("--budgets", type=float, nargs="+", metavar="SECONDS", help=f"seconds of training, {budget}30 60 120)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the budget table (default: 0 1 2)")
-    parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--out", type=Path, default=FILE)
+    parser.add_argument("--samples", type=int, help=f"images for each distance {budget}1000)")
+    parser.add_argument("--steps", type=int, help=f"sampling steps {budget}50)")
+    parser.add_argument("--out", type=Path, default=FILE, help="the file of results (default: book/_data/benchmarks.json)")
     return parser
 
 
@@ -307,12 +327,7 @@ def main() -> None:
         result["recipes"] = compare(rivals.recipes(), arguments)
         store("recipes")
     if "budget" in tables:
-        settings = {k: getattr(arguments, k) for k in ("batch_size", "samples", "steps")}
-        if result.get("budget_settings") not in (None, settings):
-            raise SystemExit(
-                f"{arguments.out} holds a budget table with other settings ({result['budget_settings']}); move it away first"
-            )
-        result["budget_settings"] = settings
+        result["budget_settings"] = settle_budget(arguments, result)
         budget_rows(arguments, result.setdefault("budget", []), lambda: store("budget"))
     show(result)
     print(f"tables: {arguments.out}")

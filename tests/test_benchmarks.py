@@ -7,9 +7,11 @@ from benchmarks.__main__ import (
     Trainer,
     allocated_by,
     budget_seconds_of,
+    build_parser,
     command,
     forget,
     peak_memory,
+    settle_budget,
     spread,
 )
 from benchmarks.rivals import ours
@@ -58,3 +60,24 @@ def test_a_stored_command_names_no_folder():
 
 def test_spread_is_the_middle_half():
     assert spread([float(v) for v in range(1, 12)]) == {"median": 6, "low": 3, "high": 9, "n": 11}
+
+
+def stored_budget():
+    return {"budget_settings": {"batch_size": 16, "samples": 250, "steps": 20}, "budget": [{"seconds": 0}, {"seconds": 450}, {"seconds": 150}]}
+
+
+def test_a_stored_budget_table_goes_on_as_it_was_begun():
+    arguments = build_parser().parse_args([])
+    assert settle_budget(arguments, stored_budget()) == stored_budget()["budget_settings"]
+    assert (arguments.batch_size, arguments.samples, arguments.steps, arguments.budgets) == (16, 250, 20, [150, 450])
+
+
+def test_a_first_budget_table_has_the_defaults_and_what_was_asked():
+    arguments = build_parser().parse_args(["--samples", "100", "--budgets", "5"])
+    assert settle_budget(arguments, {}) == {"batch_size": 64, "samples": 100, "steps": 50}
+    assert arguments.budgets == [5]
+
+
+def test_a_budget_table_is_not_mixed():
+    with pytest.raises(SystemExit, match=r"other settings.*--again budget"):
+        settle_budget(build_parser().parse_args(["--steps", "50"]), stored_budget())

@@ -42,6 +42,7 @@ def test_everything_goes_into_one_folder_in_order(calls, tmp_path):
     assert package_parser().parse_args(made[0][1:]).steps == 7
     assert package_parser().parse_args(made[0][1:]).resume
     assert [package_parser().parse_args(c[1:]).steps for c in made[1:3]] == [20, 5]
+    assert [package_parser().parse_args(c[1:]).out.name for c in made[1:3]] == ["mnist_evaluation_20.json", "mnist_evaluation.json"]
     assert package_parser().parse_args(made[1][1:]).samples == 2000
     outs = [str(package_parser().parse_args(c[1:]).out) for c in made[1:3]]
     assert len(set(outs)) == 2

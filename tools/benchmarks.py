@@ -20,8 +20,8 @@ STEPS = {"train": "training step", "sample": "sampling step"}
 ABOUT = """
 How fast is the code of this book, *ours* in the tables, beside two libraries that many people use:
 [diffusers](https://github.com/huggingface/diffusers) and lucidrains'
-[denoising-diffusion-pytorch](https://github.com/lucidrains/denoising-diffusion-pytorch)? `make bench` times all three in one
-run; this page is made from what it stored, by `make pages`.
+[denoising-diffusion-pytorch](https://github.com/lucidrains/denoising-diffusion-pytorch)? `python -m benchmarks --again overhead
+recipes` times all three in one run; this page is made from what it stored, by `make pages`.
 Where they do the same thing and where not, number by number, is the subject of
 {chapter}`The same model in the libraries <2-from-scratch/libraries>`.
 
@@ -35,24 +35,27 @@ Images are grey, of 32 × 32 pixels.
 """
 INTRODUCTIONS = {
     "overhead": """
-What does a library cost besides its network? The same network runs in the training and sampling step of each library: first
-ours, then lucidrains', then that of diffusers. So only what stands around the network differs.
+What does a library cost besides its network? First our network runs in the training and the sampling step of all three
+libraries; then lucidrains' network in theirs and ours, and that of diffusers in theirs and ours. So only what is around the
+network differs.
 The aim: ours is at least as fast as each of them, a ratio of at least 1.
 """,
     "recipes": """
-Each library with the network that its own documentation builds for images of this size: ours is that of the `mnist` recipe,
+Each library with the network that its own documentation builds: ours is that of the `mnist` recipe,
 without labels; lucidrains' that of its README; for diffusers that of the Hugging Face course. The networks differ in size, so
 this compares what a reader gets who follows each documentation, not code with code. The aims, for each of the two steps:
 a ratio of at least 1.5 to diffusers and of at least 3 to lucidrains. A smaller network is only an advantage if it learns as
 well; that is the next table's question.
 """,
     "budget": """
-The networks of the last table are trained on MNIST for the same number of seconds, with the same batch size and precision, all
-by Adam, each with the learning rate and betas of its own documentation, held constant, and with the same moving average. Then all of them are sampled by one sampler, and the features of our
+The networks of the last table are trained on MNIST for the same number of seconds, with the same batch size and precision, and
+with the same moving average, all by Adam at a constant rate: ours at 1.5e-3 with the betas (0.9, 0.99), those of the recipe; lucidrains' at
+1e-4 with (0.9, 0.99), the defaults of its `Trainer` (its README has 8e-5); that of diffusers at 1e-4 with (0.9, 0.999), as in its training
+tutorial (the course's notebook trains this network at 1e-3). Then all of them are sampled by one sampler, and the features of our
 [classifier](api/classifier.md) give the Fréchet distance between the samples and the test images: lower is better. On a CPU a second is one of processor time,
 summed over threads. The aim: at every budget ours is lower than both others. These budgets are the first minutes of a training, in which the larger
 learning rate and the cheaper step count most; the table does not say which network would be the best in the end.
-The cells hold the mean over the seeds ± the standard deviation of one seed.
+The cells hold the mean over the seeds ± their standard deviation; with one seed its value alone.
 """,
 }
 TITLES = {"overhead": "One network, three libraries", "recipes": "Each library's own network", "budget": "Equal seconds"}
@@ -218,8 +221,8 @@ def _provenance(found):
         *lines,
         "",
         "Multiply-adds are those of one forward pass for one image, attention counted as matrix products. Peak memory is what tensors",
-        "take at the height of one training step: weights, Adam's two moments, and what the step allocates; – stands where it was not",
-        "measured. The other libraries have the versions that `requirements-compare.txt` pins.",
+        "take at the height of one training step: weights, Adam's two moments, and what the step allocates; – means not measured.",
+        "The other libraries have the versions that `requirements-compare.txt` pins.",
     ]
 
 

@@ -7,9 +7,9 @@ PAGE = layout.BOOK / "reference" / "bugs.md"
 ABOUT = """
 A test that cannot fail proves nothing. `make mutate` therefore puts bugs into the package, one at a time and mechanically:
 a sign turned, an index moved by one, a root, square, term or factor dropped, two arguments swapped, a comparison changed,
-a statement left out. For each of them the tests of that module run. A bug is *caught* if one of them fails.
+a statement left out. For each of them the tests of that module run. A bug is *caught* if one of them fails, or does not end.
 A few bugs change nothing that anybody could observe; they are listed with the reason, and do not count.
-Which bugs fail the checks of an equation stands in the [ledger](ledger.md).
+The [ledger](ledger.md) lists bugs that make the checks of an equation fail.
 """
 
 
@@ -19,7 +19,7 @@ def page():
 
 
 def _tables(found):
-    lines = ["| module | bugs | caught | share | not observable | of the present code |", "|---|---|---|---|---|---|"]
+    lines = ["| module | bugs | caught | share | not observable | up to date |", "|---|---|---|---|---|---|"]
     lines += [_row(f"[`{module}`](api/{module}.md)", [one]) for module, one in found.items()]
     lines += [_row("all", list(found.values())), ""]
     for module, one in found.items():

@@ -2,8 +2,8 @@
 
 `python -m tools.gpu --data DIR` (`make gpu DATA=DIR`) works on a CPU too, slowly. Every part is resumable: stop it at any
 moment, give the same command again, and it goes on where it was. It needs no virtual environment of its own: any Python that has
-the packages of requirements.txt (and requirements-compare.txt, for the benchmarks) will do. To ship the result, copy
-RESULTS/weights/* into diffusion_core/weights and run `make execute`.
+the packages of requirements.txt (and requirements-compare.txt, for the benchmarks) will do. How the result is shipped is said in
+CONTRIBUTING.md, "New weights".
 """
 
 import argparse
@@ -29,7 +29,7 @@ def commands(arguments):
         weights / "mnist.json",
     )
     for steps in arguments.chains:
-        table = weights / ("mnist_evaluation.json" if steps == arguments.chains[0] else f"mnist_evaluation_{steps}.json")
+        table = weights / ("mnist_evaluation.json" if steps == arguments.chains[-1] else f"mnist_evaluation_{steps}.json")
         yield (
             f"evaluate, {steps} steps",
             ["diffusion_core", "evaluate", "mnist", "--samples", str(arguments.samples), "--steps", str(steps), "--out", str(table), *where],
@@ -49,7 +49,7 @@ def build_parser():
     parser.add_argument("--steps", type=int, help="training steps instead of the recipe's")
     parser.add_argument("--batch-size", type=int, help="batch size instead of the recipe's")
     parser.add_argument("--samples", type=int, help="images for each seed of an evaluation (default: 10,000 on a GPU, 2,000 on a CPU)")
-    parser.add_argument("--chains", type=int, nargs="+", help="steps of the evaluated chains (default: 1000 100 on a GPU, 50 on a CPU)")
+    parser.add_argument("--chains", type=int, nargs="+", help="steps of the evaluated chains, that of mnist_evaluation.json and of the card last (default: 1000 100 on a GPU, 50 on a CPU)")
     parser.add_argument("--out", default="results", help="the folder for everything (default: results)")
     return parser
 

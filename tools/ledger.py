@@ -4,7 +4,7 @@ It is made from
   the chapters                     each `\\tag{DDPM 4}` in a display, and the heading that it stands under
   book/_data/equations.yml         kind and meaning of each equation
   book/_data/runs/*.json           what every check measured when its chapter last ran (written by tools.execute)
-  book/_data/mutation.json         {"equations": {"DDPM 4": ["ddpm.py:41 dropped sqrt", ...], ...}, ...}: for each equation
+  book/_data/mutation.json         {"equations": {"DDPM 4": ["ddpm.py, q_sample: dropped sqrt: ...", ...], ...}, ...}: for each equation
                                    mutants of the package that made its check fail, the first of each chapter (tools.mutate)
 and never by hand: `make pages` rewrites it, and a test compares.
 """
@@ -19,9 +19,9 @@ from tools.markdown import cell_text, generated, headings_and_text, in_table, li
 
 PAGE = layout.BOOK / "reference" / "ledger.md"
 ABOUT = """
-Every equation of a paper that a chapter displays stands here, with the check that the chapter runs for it, the bound of
+Every equation of a paper that a chapter displays is listed here, with the check that the chapter runs for it, the bound of
 that check, what it measured when the chapter last ran, and bugs, put mechanically into the package, that made it fail.
-In each chapter the search for such a bug stops at the first, so the number of bugs is a lower bound.
+The search for such a bug stops at the first in each chapter, so the number of bugs is a lower bound; – means that nothing was searched.
 A *definition* counts as proven if a check shows that the code computes it. An *identity* or a *theorem* counts only
 if, besides, at least one [injected bug](bugs.md) makes its check fail: a check that nothing can fail proves nothing.
 
@@ -75,6 +75,11 @@ def mutants():
     return verdicts.load()["equations"] or None
 
 
+def searched():
+    """The equations for whose checks a bug was searched, in at least one chapter."""
+    return {name.partition(": ")[2] for name in verdicts.load().get("slices", {})}
+
+
 def proven(key, kind, checks, caught):
     """Whether an equation counts: a definition needs a check, an identity or theorem a check that some bug has failed."""
     return bool(checks.get(key)) and (kind == "definition" or bool(caught and caught.get(key)))
@@ -119,7 +124,7 @@ def _body():
     ]
     for key in keys:
         places = ", ".join(dict.fromkeys(link_to(PAGE, path) for path, _, _ in found[key]))
-        bugs = "–" if caught is None else f"at least {len(caught[key])}" if caught.get(key) else 0
+        bugs = f"at least {len(caught[key])}" if caught and caught.get(key) else 0 if key in searched() else "–"
         lines.append(
             f"| [{key}](#{slug(key)}) | {kinds[key]} | {places} | {len(measured.get(key, []))} | {bugs} | {'yes' if key in done else 'no'} |"
         )
@@ -147,7 +152,7 @@ def entry(key, kind, places, measured, caught):
         "",
     ]
     where = "; ".join(dict.fromkeys(link_to(PAGE, path, heading) for path, heading, _ in places))
-    lines += [f"Stands in: {where}.", ""]
+    lines += [f"Displayed in: {where}.", ""]
     if measured:
         lines += ["| check | measured | bound | in |", "|---|---|---|---|"]
         for path, check in measured:

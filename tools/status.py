@@ -9,7 +9,7 @@ PAGE = layout.BOOK / "reference" / "status.md"
 ABOUT = """
 Each chapter was run from top to bottom by `make execute`; the outputs on its page are those of that run, and `make test`
 runs it again and compares. The times are wall-clock seconds without a GPU, starting the kernel included.
-How long training and sampling take beside other libraries stands on the page of the [benchmarks](benchmarks.md).
+The [benchmarks](benchmarks.md) say how long training and sampling take beside other libraries.
 """
 
 
@@ -59,5 +59,5 @@ def _tables(found, done):
         "|---|---|",
         *(f"| {name} | {number} |" for name, number in versions),
         "",
-        f"Systems: {', '.join(systems)}. They are those of `constraints.txt`, which `make test` installs.",
+        f"These versions are those of `constraints.txt`, which `make test` installs. {'Systems' if len(systems) > 1 else 'System'}: {', '.join(systems)}.",
     ]

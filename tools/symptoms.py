@@ -12,7 +12,7 @@ from tools.markdown import generated, headings_and_text, link_to
 
 PAGE = layout.BOOK / "reference" / "symptoms.md"
 ABOUT = """
-You see the left column; the right column says why, and links to the place in the book where the bug is switched on, with
+Find what you see in the left column; the right one says why, and links to the place in the book where the bug is switched on, with
 its picture, its number and the check that catches it. The page is gathered from the sections *What goes wrong* of the
 chapters by `make pages`.
 """
