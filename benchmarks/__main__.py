@@ -252,7 +252,7 @@ def settle_budget(arguments: argparse.Namespace, result: dict) -> dict:
     """
     stored = result.get("budget_settings", {})
     settings = {}
-    for name, default in {"batch_size": 64, "samples": 1000, "steps": 50}.items():
+    for name, default in {"batch_size": 64, "samples": 1000, "steps": 50, "threads": 0}.items():
         given = getattr(arguments, name)
         settings[name] = stored.get(name, default) if given is None else given
         setattr(arguments, name, settings[name])
@@ -286,7 +286,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=15, help="of the first two tables (default: 15)")
     parser.add_argument("--repeat", type=int, default=None, help="steps in one timing (default: 1 on a CPU, 20 on a GPU)")
     parser.add_argument("--data", help="folder with torchvision's MNIST")
-    parser.add_argument("--threads", type=int, help="of a CPU (default: all)")
+    parser.add_argument("--threads", type=int, help="of a CPU (default: all; with the budget table as stored)")
     budget = "of the budget table (default: as stored, else "
     parser.add_argument("--budgets", type=float, nargs="+", metavar="SECONDS", help=f"seconds of training, {budget}30 60 120)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the budget table (default: 0 1 2)")
@@ -299,8 +299,6 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments = build_parser().parse_args()
     arguments.repeat = arguments.repeat or (20 if arguments.device == "cuda" else 1)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     with_data = arguments.data or os.environ.get("DIFFUSION_DATA")
     tables = arguments.tables or ["overhead", "recipes", *(["budget"] if with_data else [])]
     unknown = set(tables) - {"overhead", "recipes", "budget"}
@@ -311,6 +309,10 @@ def main() -> None:
     result = found.setdefault(key, {})
     if arguments.again:
         forget(result, tables)
+    if "budget" in tables:
+        result["budget_settings"] = settle_budget(arguments, result)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     now = provenance(command(sys.argv[1:]), arguments.device)
 
     def store(name: str) -> None:
@@ -327,7 +329,6 @@ def main() -> None:
         result["recipes"] = compare(rivals.recipes(), arguments)
         store("recipes")
     if "budget" in tables:
-        result["budget_settings"] = settle_budget(arguments, result)
         budget_rows(arguments, result.setdefault("budget", []), lambda: store("budget"))
     show(result)
     print(f"tables: {arguments.out}")

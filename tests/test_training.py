@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -1090,3 +1091,55 @@ def test_the_gpu_that_is_asked_for_is_the_one_that_trains(monkeypatch, wanted, t
     else:
         with pytest.raises(ValueError, match=f"would run on {there}; choose '{there[:3]}"):
             training._accelerator("fp32", wanted)
+
+
+class Wrapped(nn.Module):
+    """As DistributedDataParallel does: it calls the net, and shows none of its attributes."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.inside, self.labels = [net], []
+
+    def forward(self, x, t, y=None):
+        self.labels.append(y)
+        return self.inside[0](x, t, y)
+
+
+def test_the_wrapped_net_is_the_one_that_is_called_and_the_net_says_what_its_labels_are(monkeypatch):
+    """On several processes only the wrapped net averages gradients, and only the net inside knows its classes."""
+    made = []
+
+    @contextmanager
+    def prepared(net, optimizer, accelerator):
+        made.append(Wrapped(net))
+        yield made[0], optimizer
+
+    monkeypatch.setattr(training, "_prepared", prepared)
+    plain = run(tiny())
+    assert len(made[0].labels) == 12
+    assert all(y is not None for y in made[0].labels)
+    monkeypatch.undo()
+    same(plain.net.state_dict(), run(tiny()).net.state_dict())
+
+
+def test_processes_end_together(monkeypatch):
+    """The main process still writes the last checkpoint when the others are done."""
+    waited, make = [], training._accelerator
+
+    def spied(*arguments):
+        accelerator = make(*arguments)
+        monkeypatch.setattr(accelerator, "wait_for_everyone", lambda: waited.append(True))
+        return accelerator
+
+    monkeypatch.setattr(training, "_accelerator", spied)
+    run()
+    assert waited == [True]
+
+
+def test_nothing_is_left_of_the_devices_of_a_run_before():
+    from accelerate.state import PartialState
+
+    training._accelerator("fp32", "cpu")
+    PartialState._shared_state["left over"] = True
+    training._accelerator("fp32", "cpu")
+    assert "left over" not in PartialState._shared_state

@@ -37,7 +37,7 @@ def commands(arguments):
         )
     yield (
         "benchmarks",
-        ["benchmarks", *device, *data, "--out", str(out / "benchmarks.json")],
+        ["benchmarks", "overhead", "recipes", "budget", *device, *data, "--out", str(out / "benchmarks.json")],
         None,
     )
 

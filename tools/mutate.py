@@ -28,7 +28,7 @@ from tools.reach import Reach
 from tools.slices import RAISED, equation_slice
 from tools.verdicts import RESULT, TESTS, function_hash, load, source, still_valid, store, summary
 
-EQUATION_MODULES = ("schedules", "ddpm", "exact", "metrics", "unet")
+EQUATION_MODULES = ("ddpm", "schedules", "exact", "metrics", "unet", "training")
 PYTEST = ["-q", "--assert=plain", *(word for plugin in ("cacheprovider", "unraisableexception") for word in ("-p", f"no:{plugin}"))]
 FORMULA = ("sign", "dropped sqrt", "dropped power", "dropped term", "dropped factor", "operator")  # tried first on equations
 # imported before the forks, so that each of them starts fast; the package itself must not be among them
