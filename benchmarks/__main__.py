@@ -258,8 +258,8 @@ def settle_budget(arguments: argparse.Namespace, result: dict) -> dict:
         setattr(arguments, name, settings[name])
     if stored not in ({}, settings):
         raise SystemExit(f"{arguments.out} holds a budget table with other settings ({stored}); --again budget measures it anew")
-    known = sorted({row["seconds"] for row in result.get("budget", []) if row["seconds"]})
-    arguments.budgets = arguments.budgets or known or [30, 60, 120]
+    known = {row["seconds"] for row in result.get("budget", []) if row["seconds"]}
+    arguments.budgets = sorted({*(arguments.budgets or []), *known}) or [30, 60, 120]
     return settings
 
 

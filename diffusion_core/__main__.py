@@ -8,13 +8,17 @@ from pathlib import Path
 
 from diffusion_core import commands
 
-DATA_HELP = "torchvision's folder (default: $DIFFUSION_DATA, then ~/.cache/diffusion_data)"
+DATA_HELP = (
+    "folder that holds torchvision's MNIST (default: $DIFFUSION_DATA, then "
+    "~/.cache/diffusion_data, into which it is downloaded)"
+)
 
 TRAIN = """Train a recipe at full length and store the result with its card.
 
 recipes:
 {recipes}
-  mnist_classifier  the judge: labels and features for `evaluate` (a few minutes on a CPU)
+  mnist_classifier  the judge: labels and features for `evaluate` (ten minutes on two cores,
+                    in one piece, always on the CPU)
 
 A run writes RUNS/NAME/checkpoint.safetensors every few hundred steps, atomically. If it is
 stopped, in whatever way, the same command with --resume goes on from there and arrives at the
@@ -33,6 +37,7 @@ SAMPLE = """Draw images from a trained network and save them as one grid.
 examples:
   python -m diffusion_core sample mnist --labels 0-9 --out grid.png
   python -m diffusion_core sample mnist --labels 3,1,4,1,5 --steps 50 --seed 7 --out pi.png
+  python -m diffusion_core sample digits --weights runs/digits     (what `train digits` made)
 """
 
 EVALUATE = """Measure a network trained on MNIST against real images; write a JSON table with
@@ -41,9 +46,10 @@ provenance.
 For each of --seeds seeds: draws --samples training images, and paints as many with the same
 labels along a strided chain. Then: agreement of the classifier with the label asked for; Fréchet
 and kernel distance to the test images, of the painted images and of the training images (the
-floor); distance to the nearest training images; the bound on the bits per dimension of test
-images. A finished seed is kept: the same command goes on where it was stopped. With --weights, the
-summary also goes into the card there.
+floor); distance to the nearest training images (nearest_Q%: the one below which Q % of the
+painted images lie; nearest_test_Q%: the same of real test images); an estimate of the bound on
+the bits per dimension of test images. A finished seed is kept: the same command goes on where it
+was stopped. With --weights, the summary also goes into the card there.
 
 example:
   python -m diffusion_core evaluate mnist --data ~/data --samples 2000 --steps 50
@@ -78,7 +84,7 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--precision",
         choices=("auto", "bf16", "fp32"),
-        help="of the network (default: bf16 where the hardware has it)",
+        help="instead of the recipe's (auto: bf16 where the hardware multiplies it faster)",
     )
     train.add_argument(
         "--resume", action="store_true", help="go on from the checkpoint in the run's folder"
@@ -106,8 +112,14 @@ def _add_sample(sample: argparse.ArgumentParser) -> None:
     sample.add_argument(
         "--each", type=int, default=1, metavar="N", help="images of each label (default: 1)"
     )
-    sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--out", type=Path, default=Path("grid.png"))
+    sample.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    sample.add_argument(
+        "--out",
+        type=Path,
+        default=Path("grid.png"),
+        metavar="FILE",
+        help="the picture (default: grid.png)",
+    )
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
@@ -136,7 +148,7 @@ def _add_generation(command: argparse.ArgumentParser, steps: int) -> None:
         default=steps,
         help=f"steps of the strided chain, at most 1000 (default: {steps})",
     )
-    command.add_argument("--device", default="cpu")
+    command.add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
     command.add_argument(
         "--weights",
         type=Path,

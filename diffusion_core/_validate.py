@@ -133,30 +133,3 @@ def check_generators(generator: Generators, batch: int) -> None:
             f"{len(generator)} generators for a batch of {batch}; give one generator, or one per "
             "image"
         )
-
-
-def draw(like: Tensor, generator: Generators = None) -> Tensor:
-    """Standard normal noise of like's shape, drawn where the generator lives, then
-    moved.
-
-    With one generator per image, an image's noise does not depend on the batch it is
-    in.
-
-    Shapes: like (B, *).
-    Returns: (B, *) in like's dtype and on like's device; drawn in float32, or in
-        float64 if like is.
-    Raises: ValueError if the number of generators is not B.
-    """
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    if generator is None or isinstance(generator, torch.Generator):
-        device = like.device if generator is None else generator.device
-        return torch.randn(like.shape, generator=generator, device=device, dtype=dtype).to(like)
-    check_generators(generator, like.shape[0])
-    if len(generator) == 0:
-        return torch.empty_like(like)
-    drawn = [
-        torch.randn(like.shape[1:], generator=g, device=g.device, dtype=dtype) for g in generator
-    ]
-    if len({g.device for g in generator}) > 1:
-        drawn = [noise.to(like) for noise in drawn]
-    return torch.stack(drawn).to(like)  # one copy, not one an image

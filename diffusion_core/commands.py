@@ -49,11 +49,13 @@ def recipe_list() -> str:
 
 def hardware(device: str | None = None) -> str:
     """The device's name, in words."""
-    if device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    if device != "cpu" and torch.backends.mps.is_available():
+    kind = device and torch.device(device).type
+    if kind in (None, "cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_name(device)
+    if kind in (None, "mps") and torch.backends.mps.is_available():
         return f"Apple GPU ({platform.machine()})"
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"CPU ({platform.machine()}, {threads} thread{'' if threads == 1 else 's'})"
 
 
 def provenance(command: str, device: str | None) -> dict[str, Any]:
@@ -388,4 +390,5 @@ def _rows_kept(out: Path, settings: dict[str, Any], data: dict[str, Any]) -> lis
 
 def _evaluate_command(arguments: argparse.Namespace) -> str:
     flags = f"--samples {arguments.samples} --seeds {arguments.seeds} --steps {arguments.steps}"
+    flags += "" if arguments.device == "cpu" else f" --device {arguments.device}"
     return f"python -m diffusion_core evaluate {arguments.name} {flags}"

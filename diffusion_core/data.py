@@ -22,6 +22,7 @@ SIZES: dict[Name, int] = {
     "cifar10": 32,
 }  # pixels, each side
 _TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+_FOLDER = _TORCHVISION | {"cifar10": "cifar-10-batches-py"}  # that torchvision keeps it in
 
 
 class Images(NamedTuple):
@@ -79,8 +80,8 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def load_images(name: Name, split: Split = "train", folder: str | Path | None = None) -> Images:
-    """A data set by name. Looks in `folder`, then in $DIFFUSION_DATA, then in
-    ~/.cache/diffusion_data; downloads into the last one.
+    """A data set by name: from `folder`, if one is given; else from $DIFFUSION_DATA or
+    ~/.cache/diffusion_data, whichever holds it first, or downloaded into the last one.
 
     `digits` (1,797 real handwritten digits, 8x8) ships inside scikit-learn and needs no
     network; its test split is every sixth image from the first (300), its train split
@@ -88,8 +89,8 @@ def load_images(name: Name, split: Split = "train", folder: str | Path | None = 
 
     Shapes: pixels (N, C, H, W) uint8; labels (N,) int64.
     Raises: ValueError for an unknown name or split, or damaged files;
-        FileNotFoundError, saying where it looked and what to do, if the files are
-        missing and cannot be downloaded.
+        FileNotFoundError, saying where it looked and what to do, if the files are not
+        in the given folder, or are nowhere and cannot be downloaded.
     """
     if name not in get_args(Name) or split not in get_args(Split):
         raise ValueError(
@@ -113,7 +114,8 @@ def _from_torchvision(name: Name, split: Split, folder: str | Path | None) -> Im
     import torchvision
 
     cache = Path.home() / ".cache" / "diffusion_data"
-    places = [Path(p) for p in (folder, os.environ.get("DIFFUSION_DATA")) if p] + [cache]
+    where = (folder,) if folder else (os.environ.get("DIFFUSION_DATA"), cache)
+    places = [Path(place) for place in where if place]
     load = getattr(torchvision.datasets, _TORCHVISION[name])
     for place in places:
         try:
@@ -123,8 +125,14 @@ def _from_torchvision(name: Name, split: Split, folder: str | Path | None) -> Im
         except Exception as error:
             raise ValueError(
                 f"the files of {name} in {place} are damaged ({type(error).__name__}: {error}); "
-                f"delete {place / _TORCHVISION[name]} and put or download it again"
+                f"delete {place / _FOLDER[name]} and put or download it again"
             ) from error
+    if folder:
+        raise FileNotFoundError(
+            f"{name} was not found in {places[0]}: it must hold torchvision's "
+            f"{_FOLDER[name]} folder. Without a folder it is looked for in $DIFFUSION_DATA "
+            f"and {cache}, and downloaded"
+        )
     try:
         return _as_images(load(root=cache, train=split == "train", download=True))
     except Exception as error:
@@ -132,7 +140,7 @@ def _from_torchvision(name: Name, split: Split, folder: str | Path | None) -> Im
         raise FileNotFoundError(
             f"{name} was not found (looked in {looked}) and could not be downloaded "
             f"({type(error).__name__}). "
-            f"Put torchvision's {_TORCHVISION[name]} folder into one of these, or set "
+            f"Put torchvision's {_FOLDER[name]} folder into one of these, or set "
             "DIFFUSION_DATA to the folder that holds it."
         ) from error
 

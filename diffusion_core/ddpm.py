@@ -23,7 +23,6 @@ from diffusion_core._validate import (
     check_generators,
     check_grid,
     check_same_shape,
-    draw,
 )
 from diffusion_core.schedules import NoiseSchedule, expand
 
@@ -51,11 +50,12 @@ def q_sample(x_0: Tensor, t: Time, eps: Tensor, schedule: NoiseSchedule) -> Tens
             x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
     Shapes: x_0, eps (B, *); t () or (B,), 0 <= t <= T.
     Returns: x_t (B, *), dtype and device of x_0.
-    Raises: ValueError if shapes do not fit or t is outside its domain.
+    Raises: ValueError if shapes do not fit or t is outside its domain; TypeError as
+        NoiseSchedule.at.
     """
     check_same_shape("x_0", x_0, "eps", eps)
     signal, noise = schedule.at(t, x_0)
-    return signal * x_0 + noise * eps
+    return (signal * x_0 + noise * eps).to(x_0)
 
 
 def _step_rates(alpha_bar_t: Tensor, alpha_bar_s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,7 +90,8 @@ def q_posterior(
             variance = (1 - alpha_bar_s) / (1 - alpha_bar_t) beta
     Shapes: x_0, x_t (B, *); t, s () or (B,), 0 <= s < t <= T.
     Returns: mean (B, *); variance () or (B, 1, ..., 1); dtype and device of x_t.
-    Raises: ValueError if shapes do not fit, s >= t, or a time is outside its domain.
+    Raises: ValueError if shapes do not fit, s >= t, or a time is outside its domain;
+        TypeError as NoiseSchedule.at.
     """
     check_same_shape("x_0", x_0, "x_t", x_t)
     t, s = _step_times(t, s, schedule)
@@ -99,7 +100,7 @@ def q_posterior(
     weight_0 = alpha_bar_s.sqrt() * beta / (1 - alpha_bar_t)
     weight_t = alpha.sqrt() * (1 - alpha_bar_s) / (1 - alpha_bar_t)
     mean = expand(weight_0, x_t) * x_0 + expand(weight_t, x_t) * x_t
-    return mean, expand(variance, x_t)
+    return mean.to(x_t), expand(variance, x_t)
 
 
 def predict_x0(eps: Tensor, x_t: Tensor, t: Time, schedule: NoiseSchedule) -> Tensor:
@@ -108,11 +109,12 @@ def predict_x0(eps: Tensor, x_t: Tensor, t: Time, schedule: NoiseSchedule) -> Te
     Equation: DDPM eq. 15, x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t).
     Shapes: eps, x_t (B, *); t () or (B,), 0 <= t <= T.
     Returns: (B, *), dtype and device of x_t.
-    Raises: ValueError if shapes do not fit or t is outside its domain.
+    Raises: ValueError if shapes do not fit or t is outside its domain; TypeError as
+        NoiseSchedule.at.
     """
     check_same_shape("eps", eps, "x_t", x_t)
     signal, noise = schedule.at(t, x_t)
-    return (x_t - noise * eps) / signal
+    return ((x_t - noise * eps) / signal).to(x_t)
 
 
 def predict_eps(x_0: Tensor, x_t: Tensor, t: Time, schedule: NoiseSchedule) -> Tensor:
@@ -122,12 +124,12 @@ def predict_eps(x_0: Tensor, x_t: Tensor, t: Time, schedule: NoiseSchedule) -> T
     Shapes: x_0, x_t (B, *); t () or (B,), 0 < t <= T.
     Returns: (B, *), dtype and device of x_t.
     Raises: ValueError if shapes do not fit or t is outside its domain (at t = 0 there
-        is no noise to find).
+        is no noise to find); TypeError as NoiseSchedule.at.
     """
     check_same_shape("x_0", x_0, "x_t", x_t)
     _positive(t, schedule)
     signal, noise = schedule.at(t, x_t)
-    return (x_t - signal * x_0) / noise
+    return ((x_t - signal * x_0) / noise).to(x_t)
 
 
 def predict_v(x_0: Tensor, eps: Tensor, t: Time, schedule: NoiseSchedule) -> Tensor:
@@ -138,11 +140,12 @@ def predict_v(x_0: Tensor, eps: Tensor, t: Time, schedule: NoiseSchedule) -> Ten
             v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0
     Shapes: x_0, eps (B, *); t () or (B,), 0 <= t <= T.
     Returns: (B, *), dtype and device of x_0.
-    Raises: ValueError if shapes do not fit or t is outside its domain.
+    Raises: ValueError if shapes do not fit or t is outside its domain; TypeError as
+        NoiseSchedule.at.
     """
     check_same_shape("x_0", x_0, "eps", eps)
     signal, noise = schedule.at(t, x_0)
-    return signal * eps - noise * x_0
+    return (signal * eps - noise * x_0).to(x_0)
 
 
 def eps_from_v(v: Tensor, x_t: Tensor, t: Time, schedule: NoiseSchedule) -> Tensor:
@@ -153,11 +156,12 @@ def eps_from_v(v: Tensor, x_t: Tensor, t: Time, schedule: NoiseSchedule) -> Tens
             eps = sqrt(alpha_bar_t) v + sqrt(1 - alpha_bar_t) x_t
     Shapes: v, x_t (B, *); t () or (B,), 0 <= t <= T.
     Returns: (B, *), dtype and device of x_t.
-    Raises: ValueError if shapes do not fit or t is outside its domain.
+    Raises: ValueError if shapes do not fit or t is outside its domain; TypeError as
+        NoiseSchedule.at.
     """
     check_same_shape("v", v, "x_t", x_t)
     signal, noise = schedule.at(t, x_t)
-    return signal * v + noise * x_t
+    return (signal * v + noise * x_t).to(x_t)
 
 
 def _positive(t: Time, schedule: NoiseSchedule) -> None:
@@ -185,7 +189,7 @@ def ddpm_step(
     Shapes: eps, x_t, noise (B, *); t, s () or (B,), 0 <= s < t <= T.
     Returns: x_s (B, *), dtype and device of x_t.
     Raises: ValueError if shapes do not fit, s >= t, a time is outside its domain, or
-        the variance is unknown.
+        the variance is unknown; TypeError as NoiseSchedule.at.
     """
     check_same_shape("eps", eps, "x_t", x_t)
     check_same_shape("noise", noise, "x_t", x_t)
@@ -195,7 +199,33 @@ def ddpm_step(
     eps_weight = beta / (1 - alpha_bar_t).sqrt()
     mean = (x_t - expand(eps_weight, x_t) * eps) / expand(alpha.sqrt(), x_t)
     sigma = _sigma(alpha_bar_t, alpha_bar_s, variance) * (s > 0)
-    return mean + expand(sigma, x_t) * noise
+    return (mean + expand(sigma, x_t) * noise).to(x_t)
+
+
+def draw(like: Tensor, generator: Generators = None) -> Tensor:
+    """Standard normal noise of like's shape, drawn where the generator lives, then
+    moved.
+
+    With one generator per image, an image's noise does not depend on the batch it is
+    in.
+
+    Equation: DDPM alg. 2, line 3, z ~ N(0, I).
+    Shapes: like (B, *).
+    Returns: (B, *) in like's dtype and on like's device; drawn in float32, or in
+        float64 if like is.
+    Raises: ValueError if the number of generators is not B.
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if generator is None or isinstance(generator, torch.Generator):
+        device = like.device if generator is None else generator.device
+        return torch.randn(like.shape, generator=generator, device=device, dtype=dtype).to(like)
+    check_generators(generator, like.shape[0])
+    if len(generator) == 0:
+        return torch.empty_like(like)
+    drawn = [
+        torch.randn(like.shape[1:], generator=g, device=g.device, dtype=dtype) for g in generator
+    ]
+    return torch.stack([noise.to(like) for noise in drawn])
 
 
 def _sigma(alpha_bar_t: Tensor, alpha_bar_s: Tensor, variance: Variance) -> Tensor:
@@ -272,7 +302,8 @@ def eps_loss(
         squared norm.
     Shapes: x_0, eps (B, *); t (B,), 0 < t <= T.
     Returns: (B,).
-    Raises: ValueError if shapes do not fit or t is outside its domain.
+    Raises: ValueError if shapes do not fit or t is outside its domain; TypeError as
+        NoiseSchedule.at.
     """
     _positive(t, schedule)
     x_t = q_sample(x_0, t, eps, schedule)
@@ -324,7 +355,8 @@ def vlb_terms(
     Shapes: x_0 (B, *); result (B, T+1).
     Returns: nats, float64; summed over elements. bits_per_dim() turns a sum into bits
         per dimension.
-    Raises: ValueError for an unknown variance or decoder.
+    Raises: ValueError for an unknown variance or decoder; TypeError as
+        NoiseSchedule.at.
     """
     columns = []
     for t in range(1, schedule.T + 1):
@@ -362,7 +394,8 @@ def vlb_term(
             KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t))
     Shapes: x_0, eps (B, *); t a whole number, 1 <= t <= T.
     Returns: nats, (B,) float64; summed over elements.
-    Raises: ValueError for an unknown variance or decoder, or a t outside its domain.
+    Raises: ValueError for an unknown variance or decoder, or a t outside its domain;
+        TypeError as NoiseSchedule.at.
     """
     _check_decoder(decoder)
     t_, s_ = _step_times(torch.tensor(t), torch.tensor(t - 1), schedule)

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from diffusion_core import metrics
-from diffusion_core._validate import draw
 from diffusion_core.classifier import Classifier, classify
 from diffusion_core.data import Images, from_uint8
-from diffusion_core.ddpm import EpsModel, bits_per_dim, clip_x0, prior_kl, vlb_term
+from diffusion_core.ddpm import EpsModel, bits_per_dim, clip_x0, draw, prior_kl, vlb_term
 from diffusion_core.generation import generate, labelled
 from diffusion_core.pretrained import Pretrained
 from diffusion_core.schedules import NoiseSchedule

@@ -31,11 +31,11 @@ def linear_betas(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> T
 
 
 def scaled_linear_betas(T: int = 1000, beta_1: float = 0.00085, beta_T: float = 0.012) -> Tensor:
-    """Variances whose square roots grow linearly: the schedule of the released Stable
-    Diffusion models.
+    """Variances whose square roots grow linearly: the schedule of Stable Diffusion 1, 2
+    and XL.
 
     Equation: sqrt(beta_t) linear in t ("scaled_linear" in diffusers), with the two ends
-        that the released Stable Diffusion models have.
+        that these models have.
     Shapes: result (T,).
     Returns: float64 tensor.
     Raises: ValueError if T < 1 or an end lies outside (0, 1); TypeError unless T is int.
@@ -199,7 +199,8 @@ class NoiseSchedule:
 
         Shapes: t () or (B,); like (B, *); both results () or (B, 1, ..., 1).
         Returns: two tensors in like's dtype, on its device, rounded once from float64.
-        Raises: ValueError outside 0 <= t <= T, or if t does not fit like's batch.
+        Raises: ValueError outside 0 <= t <= T, or if t does not fit like's batch;
+            TypeError for half-precision t, or unless like holds floating-point numbers.
         """
         alpha_bar = self.alpha_bar_at(t)
         return expand(alpha_bar.sqrt(), like), expand((1 - alpha_bar).sqrt(), like)
@@ -210,7 +211,7 @@ class NoiseSchedule:
         Equation: DDPM eq. 2, beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}.
         Shapes: t () or (B,), whole numbers; like (B, *); result () or (B, 1, ..., 1).
         Raises: ValueError outside 1 <= t <= T, for a fractional t, or if t does not fit
-            like's batch.
+            like's batch; TypeError as at().
         """
         t = as_time(t, 1, self.T)
         if not bool((t == t.round()).all()):
@@ -228,7 +229,7 @@ class NoiseSchedule:
                 SNR(t) = alpha_bar_t / (1 - alpha_bar_t)
         Shapes: t, any; result the same.
         Returns: float64 on the CPU; infinite at t = 0.
-        Raises: ValueError outside 0 <= t <= T.
+        Raises: ValueError outside 0 <= t <= T; TypeError for half-precision t.
         """
         alpha_bar = self.alpha_bar_at(t)
         return alpha_bar / (1 - alpha_bar)
@@ -240,7 +241,8 @@ class NoiseSchedule:
 
         Shapes: noise_to_signal, any; result the same.
         Returns: float64 on the CPU, 0 <= t <= T.
-        Raises: ValueError if a ratio is negative, or above the schedule's last one.
+        Raises: ValueError if a ratio is negative, or above the schedule's last one;
+            TypeError for half precision.
         """
         last = ((1 - self.alpha_bar[-1]) / self.alpha_bar[-1]).sqrt().item()
         ratio = as_time(noise_to_signal, 0, last * (1 + 1e-12), "noise_to_signal")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -55,6 +56,7 @@ class TrainConfig:
     label_dropout: float = (
         0.1  # chance that a label becomes the null label (Ho & Salimans 2022, alg. 1)
     )
+    p2_gamma: float = 0.0  # of p2_weights; 0 is DDPM's simple loss
     precision: Precision = "auto"  # of the network's autocast; weights and loss stay float32
     seed: int = 0
     log_every: int = 50  # steps
@@ -64,23 +66,19 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, least in _WHOLE.items():
             check_whole(name, getattr(self, name), least)
-        wrong = [
-            name
-            for name, fine in {
-                "lr": 0 < self.lr < math.inf,
-                "betas": len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-                "grad_clip": self.grad_clip > 0,
-                "ema_decay": 0 <= self.ema_decay < 1,
-                "label_dropout": 0 <= self.label_dropout <= 1,
-                "precision": self.precision in get_args(Precision),
-                "seed": self.seed < 2**32,
-            }.items()
-            if not fine
-        ]
-        if wrong:
-            raise ValueError(
-                "; ".join(f"{name} = {getattr(self, name)!r} is out of range" for name in wrong)
-            )
+        betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        for name, fine, right in (
+            ("lr", 0 < self.lr < math.inf, "above 0 and finite"),
+            ("betas", betas, "two numbers in [0, 1)"),
+            ("grad_clip", self.grad_clip > 0, "above 0"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)"),
+            ("label_dropout", 0 <= self.label_dropout <= 1, "in [0, 1]"),
+            ("p2_gamma", 0 <= self.p2_gamma < math.inf, "at least 0 and finite"),
+            ("precision", self.precision in get_args(Precision), f"one of {get_args(Precision)}"),
+            ("seed", self.seed < 2**32, "below 2**32"),
+        ):
+            if not fine:
+                raise ValueError(f"{name} = {getattr(self, name)!r} must be {right}")
 
 
 class Batch(NamedTuple):
@@ -146,6 +144,20 @@ def lr_at(k: int, config: TrainConfig) -> float:
     return config.lr * warm * 0.5 * (1 + math.cos(math.pi * k / config.steps))
 
 
+def p2_weights(schedule: NoiseSchedule, t: Tensor, gamma: float) -> Tensor:
+    """What the noise predictor's loss at t counts, with less weight on the times of little
+    noise, where errors are large but hardly seen.
+
+    Equation: Choi et al. 2022 ("P2 weighting") eq. 8 with k = 1,
+
+            w_t = 1 / (1 + SNR(t))^gamma = (1 - alpha_bar_t)^gamma
+    Shapes: t (B,) -> (B,).
+    Returns: float64 on the CPU.
+    Raises: ValueError outside 0 <= t <= T; TypeError for half-precision t.
+    """
+    return (1 - schedule.alpha_bar_at(t)) ** gamma
+
+
 def draw_batch(k: int, config: TrainConfig, n: int, shape: torch.Size, T: int) -> Batch:
     """All random numbers of step k for the global batch, from a generator seeded by
     (seed, k) alone.
@@ -174,26 +186,28 @@ def train(
     device: str | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> TrainResult:
-    """Train a noise predictor net(x_t, t, y) with DDPM's simple loss.
+    """Train a noise predictor net(x_t, t, y) with DDPM's simple loss, each t weighted by
+    p2_weights.
 
-    Equation: DDPM eq. 14 on minibatches; Adam; labels dropped as in Ho & Salimans 2022,
-        alg. 1. Step k's random numbers depend on (seed, k) alone and are drawn for the
-        global batch: a run resumed from a checkpoint, and a run on several processes
-        (`accelerate launch`), follow the same path (but for the masks of dropout, which
-        each process draws for itself). With a folder, a checkpoint is written there
-        every `checkpoint_every` steps and at the end: atomically, as safetensors with
-        its log inside.
+    Equation: DDPM eq. 14 on minibatches, times p2_weights(t); Adam; labels dropped as in
+        Ho & Salimans 2022, alg. 1. Step k's random numbers depend on (seed, k) alone and
+        are drawn for the global batch: a run resumed from a checkpoint, and a run on
+        several processes (`accelerate launch`), follow the same path (but for the masks
+        of dropout, which each process draws for itself). With a folder, a checkpoint is
+        written there every `checkpoint_every` steps and at the end: atomically, as
+        safetensors with its log inside.
 
     Shapes: data.pixels (N, C, H, W) uint8; data.labels (N,), used if the net has
         classes.
-    Returns: the net, its moving average, and the log (dicts with step, loss, and at
-        validations loss_by_t: ten means over tenths of 1..T, of the moving average,
-        with fixed noise).
+    Returns: the net, its moving average, and the log (dicts with step, loss as it is
+        weighted, and at validations loss_by_t, not weighted: ten means over tenths of
+        1..T, of the moving average, with fixed noise).
     Raises: ValueError if the batch does not split over the processes, the device is not
-        available, or a checkpoint was written with another configuration or net;
-        FileExistsError if the folder holds a checkpoint and resume is False; NanLoss at
-        the step where the loss or its gradient stops being finite (the last checkpoint
-        stays); OSError if a checkpoint cannot be written (the previous one stays).
+        available, or a checkpoint was written with another configuration, data,
+        schedule or net; FileExistsError if the folder holds a checkpoint and resume is
+        False; NanLoss at the step where the loss or its gradient stops being finite
+        (the last checkpoint stays); OSError if a checkpoint cannot be written (the
+        previous one stays).
     """
     config = dataclasses.replace(config, precision=resolve_precision(config.precision, device))
     accelerator = _accelerator(config.precision, device)
@@ -202,15 +216,16 @@ def train(
     ema = EMA(net, config.ema_decay)
     optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, betas=config.betas)
     path = None if folder is None else Path(folder) / CHECKPOINT
+    settings = {} if path is None else run_settings(config, data, schedule)
     with _prepared(net, optimizer, accelerator) as (model, optimizer):
-        start, history = _resumed(path, resume, net, ema, optimizer, config)
+        start, history = _resumed(path, resume, net, ema, optimizer, settings)
         data = Images(data.pixels.to(accelerator.device), data.labels.to(accelerator.device))
         began = time.perf_counter() - elapsed(history)
         for k in range(start, config.steps):
             model.train()
             drawn = draw_batch(k, config, len(data.pixels), data.pixels.shape[1:], schedule.T)
             with _dropout_seeded(k, config, accelerator):
-                loss = _loss(model, net, data, Batch(*(a[rows] for a in drawn)), schedule)
+                loss = _loss(model, net, data, Batch(*(a[rows] for a in drawn)), schedule, config)
             mean_loss = _mean_over_processes(loss, accelerator)
             _stop_unless_finite("loss", mean_loss, k, path)
             norm = _gradient(loss, model, config, accelerator)
@@ -221,7 +236,7 @@ def train(
             history += _logged(done, mean_loss, seconds, ema.net, validation, schedule, config)
             if accelerator.is_main_process:
                 if path is not None and _due(config.checkpoint_every, done, config):
-                    save_checkpoint(path, done, net, ema, optimizer, config, history)
+                    save_checkpoint(path, done, net, ema, optimizer, settings, history)
                 if on_step is not None:
                     on_step(done, mean_loss)
         accelerator.wait_for_everyone()
@@ -251,7 +266,7 @@ def _resumed(
     net: nn.Module,
     ema: EMA,
     optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
+    settings: dict[str, Any],
 ) -> tuple[int, list[dict]]:
     """The steps done before, and their log: of the checkpoint if there is one, else
     none."""
@@ -262,7 +277,7 @@ def _resumed(
             f"{path} holds a checkpoint; resume it (resume=True, --resume), or choose "
             "another folder"
         )
-    return load_checkpoint(path, net, ema, optimizer, config)
+    return load_checkpoint(path, net, ema, optimizer, settings)
 
 
 def _gradient(loss: Tensor, model: nn.Module, config: TrainConfig, accelerator) -> float:
@@ -381,15 +396,21 @@ def _my_rows(batch_size: int, accelerator) -> slice:
 
 
 def _loss(
-    model: nn.Module, net: nn.Module, data: Images, batch: Batch, schedule: NoiseSchedule
+    model: nn.Module,
+    net: nn.Module,
+    data: Images,
+    batch: Batch,
+    schedule: NoiseSchedule,
+    config: TrainConfig,
 ) -> Tensor:
-    """DDPM eq. 14 on one batch, with the labels that were not dropped; net says what
-    its labels are, model is net as Accelerate runs it."""
+    """DDPM eq. 14 on one batch, each t with its weight, with the labels that were not
+    dropped; net says what its labels are, model is net as Accelerate runs it."""
     index = batch.index.to(data.pixels.device)
     x_0, y = from_uint8(data.pixels[index]), None
     if getattr(net, "classes", None) is not None:
         y = data.labels[index].masked_fill(batch.dropped.to(index.device), net.null_label)
-    return eps_loss(lambda x, t: model(x, t, y), x_0, batch.t, batch.eps.to(x_0), schedule).mean()
+    losses = eps_loss(lambda x, t: model(x, t, y), x_0, batch.t, batch.eps.to(x_0), schedule)
+    return (p2_weights(schedule, batch.t, config.p2_gamma).to(losses) * losses).mean()
 
 
 @contextmanager
@@ -446,17 +467,37 @@ def validation_loss(
     return means
 
 
+def run_settings(config: TrainConfig, data: Images, schedule: NoiseSchedule) -> dict[str, Any]:
+    """What a resumed run must share with the one that was stopped, besides the net.
+
+    Returns: the fields of the configuration, and under "data" and "schedule" hashes of
+        images with labels and of alpha_bar, 16 hexadecimal digits each (of alpha_bar
+        the first 12 decimals count: the last bits differ between machines).
+    """
+    return dataclasses.asdict(config) | {
+        "data": _digest(data.pixels, data.labels),
+        "schedule": _digest((schedule.alpha_bar * 1e12).round().long()),
+    }
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
 def save_checkpoint(
     path: str | Path,
     step: int,
     net: nn.Module,
     ema: EMA,
     optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
+    settings: dict[str, Any],
     history: list[dict],
 ) -> None:
     """Write the whole state of a run to one file, atomically: after a crash the file is
-    the old one or the new one, never a part.
+    the old one or the new one, never a part. `settings` is what run_settings says.
 
     Raises: OSError if it cannot be written; the previous file stays.
     """
@@ -468,7 +509,7 @@ def save_checkpoint(
         }
     meta = {
         "step": str(step),
-        "config": json.dumps(dataclasses.asdict(config)),
+        "config": json.dumps(settings),
         "history": json.dumps(history),
     }
     save_safely(
@@ -508,22 +549,24 @@ def load_checkpoint(
     net: nn.Module,
     ema: EMA,
     optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
+    settings: dict[str, Any],
 ) -> tuple[int, list[dict]]:
-    """Put a run's state back in place.
+    """Put a run's state back in place. `settings` is what run_settings says of the run
+    that goes on.
 
     Returns: the number of steps done, and the log up to there.
     Raises: ValueError if the file is damaged, or was written by a run with another
-        configuration or net.
+        configuration, other data, another schedule or another net.
     """
     tensors, meta = read_safetensors(path)
     _check_meta(path, meta)
     saved = json.loads(meta["config"])
-    ours = json.loads(json.dumps(dataclasses.asdict(config)))
+    ours = json.loads(json.dumps(settings))
+    unknown = "not recorded"
     differs = [
-        f"{key}: {saved.get(key)!r} there, {ours[key]!r} here"
-        for key in ours
-        if saved.get(key) != ours[key]
+        f"{key}: {saved.get(key, unknown)!r} there, {ours.get(key, unknown)!r} here"
+        for key in ours | saved
+        if saved.get(key, unknown) != ours.get(key, unknown)
     ]
     if differs:
         raise ValueError(

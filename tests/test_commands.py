@@ -288,3 +288,10 @@ def test_recipes_build():
     with pytest.raises(ValueError, match="schedule = 'sigmoid' is unknown"):
         make_schedule("sigmoid")
     assert isinstance(build_parser(), argparse.ArgumentParser)
+
+
+@pytest.mark.parametrize(("device", "said"), [("cpu", ""), ("cuda", " --device cuda")])
+def test_the_stored_command_of_an_evaluation_names_the_device(device, said):
+    arguments = build_parser().parse_args(["evaluate", "mnist", "--samples", "5", "--device", device])
+    expected = "python -m diffusion_core evaluate mnist --samples 5 --seeds 3 --steps 50"
+    assert commands._evaluate_command(arguments) == expected + said

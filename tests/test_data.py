@@ -122,34 +122,50 @@ def test_missing_data_says_where_it_looked_and_what_to_do(monkeypatch, tmp_path)
     store = Store(monkeypatch, tmp_path)
     monkeypatch.setenv("DIFFUSION_DATA", str(tmp_path / "from-env"))
     with pytest.raises(FileNotFoundError) as caught:
-        load_images("mnist", "test", tmp_path / "given")
+        load_images("mnist", "test")
     message = str(caught.value)
-    for place in (tmp_path / "given", tmp_path / "from-env", store.cache):
+    for place in (tmp_path / "from-env", store.cache):
         assert str(place) in message
     for words in ("mnist was not found", "OSError", "DIFFUSION_DATA", "torchvision's MNIST folder"):
         assert words in message
     assert isinstance(caught.value.__cause__, OSError)
     assert store.asked == [
-        (tmp_path / "given", False, False),
         (tmp_path / "from-env", False, False),
         (store.cache, False, False),
         (store.cache, False, True),
     ]
 
 
-@pytest.mark.parametrize("where", ["given", "from-env", "cache"])
+def test_a_folder_that_was_named_must_hold_the_data(monkeypatch, tmp_path):
+    """A slip in --data is no reason to take other images, or to download them."""
+    store = Store(monkeypatch, tmp_path, network=True)
+    monkeypatch.setenv("DIFFUSION_DATA", str(tmp_path / "from-env"))
+    store.holds = [tmp_path / "from-env", store.cache]
+    with pytest.raises(FileNotFoundError, match=r"mnist was not found in .*given: it must hold torchvision's MNIST folder"):
+        load_images("mnist", "test", tmp_path / "given")
+    assert store.asked == [(tmp_path / "given", False, False)]
+
+
+@pytest.mark.parametrize("where", ["from-env", "cache"])
 def test_folders_are_tried_in_order(monkeypatch, tmp_path, where):
-    """The argument, then $DIFFUSION_DATA, then the cache; the first that holds the data is used,
-    and nothing is downloaded."""
+    """$DIFFUSION_DATA, then the cache; the first that holds the data is used, and nothing is
+    downloaded."""
     store = Store(monkeypatch, tmp_path)
-    places = {"given": tmp_path / "given", "from-env": tmp_path / "from-env", "cache": store.cache}
+    places = {"from-env": tmp_path / "from-env", "cache": store.cache}
     monkeypatch.setenv("DIFFUSION_DATA", str(places["from-env"]))
     order = list(places)
     store.holds = [places[name] for name in order[order.index(where) :]]
-    images = load_images("mnist", "train", places["given"])
+    images = load_images("mnist", "train")
     assert isinstance(images, Images)
     asked = [(places[name], True, False) for name in order[: order.index(where) + 1]]
     assert store.asked == asked
+
+
+def test_a_folder_that_was_named_comes_first(monkeypatch, tmp_path):
+    store = Store(monkeypatch, tmp_path, holds=[tmp_path / "given", tmp_path / "from-env"])
+    monkeypatch.setenv("DIFFUSION_DATA", str(tmp_path / "from-env"))
+    load_images("mnist", "train", tmp_path / "given")
+    assert store.asked == [(tmp_path / "given", True, False)]
 
 
 def test_without_folders_it_is_downloaded_into_the_cache(monkeypatch, tmp_path):
@@ -188,3 +204,8 @@ def test_damaged_files_are_named(tmp_path):
             (raw / f"{part}-{kind}").write_bytes(b"\x00\x00\x08\x03\x00")
     with pytest.raises(ValueError, match=r"files of mnist in .* are damaged .*delete .*MNIST"):
         load_images("mnist", "train", tmp_path)
+
+
+def test_the_folder_of_cifar10_is_named_as_torchvision_does(tmp_path):
+    with pytest.raises(FileNotFoundError, match="torchvision's cifar-10-batches-py folder"):
+        load_images("cifar10", "test", tmp_path)

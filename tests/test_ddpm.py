@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-from diffusion_core._validate import draw
 from diffusion_core.ddpm import (
     Step,
     bits_per_dim,
@@ -14,6 +13,7 @@ from diffusion_core.ddpm import (
     ddpm_sample,
     ddpm_step,
     decoder_nll,
+    draw,
     eps_from_v,
     eps_loss,
     gaussian_kl,
@@ -66,6 +66,25 @@ def test_dtype_and_device_of_the_state_are_kept(linear):
     assert q_sample(x, t, x, linear).dtype == torch.bfloat16
     assert ddpm_step(x, x, t, t - 1, x, linear).dtype == torch.bfloat16
     assert predict_x0(x, x, t, linear).dtype == torch.bfloat16
+
+
+def test_a_result_has_the_dtype_of_the_state_whatever_comes_beside_it(linear):
+    """A network under autocast answers in bfloat16, an exact model in float64: the state stays
+    what it is."""
+    t = torch.tensor([5, 6])
+    for mine in (torch.bfloat16, torch.float32, torch.float64):
+        for theirs in (torch.bfloat16, torch.float32, torch.float64):
+            x, other = normal(2, 3).to(mine), normal(2, 3, seed=1).to(theirs)
+            for result in (
+                q_sample(x, t, other, linear),
+                q_posterior(other, x, t, t - 1, linear)[0],
+                predict_x0(other, x, t, linear),
+                predict_eps(other, x, t, linear),
+                predict_v(x, other, t, linear),
+                eps_from_v(other, x, t, linear),
+                ddpm_step(other, x, t, t - 1, other, linear),
+            ):
+                assert result.dtype == mine
 
 
 def test_rates_have_the_precision_of_the_state(linear):

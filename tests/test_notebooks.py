@@ -105,6 +105,13 @@ def test_format(path):
 
 
 @each_chapter
+def test_code_fits_the_column(path):
+    """84 characters are what the site shows without scrolling; the set-up cell is not shown."""
+    cells = [c for c in code_cells(path) if "remove-cell" not in c.metadata.get("tags", [])]
+    assert [line for cell in cells for line in cell.source.splitlines() if len(line) > 84] == []
+
+
+@each_chapter
 def test_every_cell_has_run_in_order(path):
     counts = [cell.execution_count for cell in code_cells(path)]
     assert counts == list(range(1, len(counts) + 1)), "run `make execute`"

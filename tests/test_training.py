@@ -2,6 +2,7 @@
 when interrupted and killed, and against two processes."""
 
 import copy
+import dataclasses
 import errno
 import json
 import math
@@ -32,8 +33,10 @@ from diffusion_core.training import (
     elapsed,
     load_checkpoint,
     lr_at,
+    p2_weights,
     read_safetensors,
     resolve_precision,
+    run_settings,
     save_checkpoint,
     save_safely,
     steps_done,
@@ -144,7 +147,8 @@ def by_hand(net, data, conf, steps):
         y = torch.where(dropped, 3, data.labels[index])
         emb = net.label(y) + net.time(t.double()[:, None] / T)
         predicted = net.out(torch.tanh(net.mix(x_t) + emb[:, :, None, None]))
-        loss = ((predicted - eps) ** 2).mean()
+        weight = (1 - alpha_bar) ** conf.p2_gamma
+        loss = (weight * (predicted - eps) ** 2).mean()
         grads = dict(zip(names, torch.autograd.grad(loss, list(theta.values())), strict=True))
         norm = math.sqrt(sum((g**2).sum().item() for g in grads.values()))
         scale = min(1.0, conf.grad_clip / (norm + 1e-6))
@@ -162,10 +166,11 @@ def by_hand(net, data, conf, steps):
     return {n: p.detach() for n, p in theta.items()}, shadow, trace
 
 
-@pytest.mark.parametrize("grad_clip", [0.05, 100.0])
-def test_train_is_the_loop_written_by_hand(grad_clip):
-    """Loss, Adam, clipping, learning rate, label dropout and moving average, all at once."""
-    conf = config(grad_clip=grad_clip, seed=3)
+@pytest.mark.parametrize(("grad_clip", "p2_gamma"), [(0.05, 0.0), (100.0, 0.0), (100.0, 1.5)])
+def test_train_is_the_loop_written_by_hand(grad_clip, p2_gamma):
+    """Loss, weights of t, Adam, clipping, learning rate, label dropout and moving average, all at
+    once."""
+    conf = config(grad_clip=grad_clip, p2_gamma=p2_gamma, seed=3)
     net = tiny()
     theta, shadow, trace = by_hand(net, images(), conf, conf.steps)
     result = run(net, conf)
@@ -208,6 +213,26 @@ def test_training_on_one_image_learns_its_noise():
     conf = config(steps=60, batch_size=16, lr=0.01, warmup=10, log_every=10)
     result = train(net, data, SCHEDULE, conf, device="cpu")
     assert losses(result)[-1] < 0.1
+
+
+def test_p2_weights_are_their_formula():
+    """1 / (1 + SNR)^gamma, from the ratio itself; 0 is the simple loss, for every t."""
+    t = torch.arange(1, T + 1)
+    for gamma in (0.5, 1.0, 2.0):
+        expected = (1 + SCHEDULE.snr(t)) ** -gamma
+        close(p2_weights(SCHEDULE, t, gamma), expected, 1e-12)
+    assert torch.equal(p2_weights(SCHEDULE, t, 0.0), torch.ones(T, dtype=torch.float64))
+    for outside in (-1, T + 1):
+        with pytest.raises(ValueError, match=f"t = {outside}"):
+            p2_weights(SCHEDULE, torch.tensor([1, outside]), 0.5)
+
+
+def test_a_validation_is_not_weighted():
+    """The log's loss_by_t can be compared between weightings: it is that of eps alone."""
+    held_out = images(8, seed=9)
+    result = run(conf=config(p2_gamma=1.0), validation=held_out)
+    (last,) = [row["loss_by_t"] for row in result.history if row["step"] == 12]
+    assert last == pytest.approx(validation_loss(result.ema, held_out, SCHEDULE), abs=1e-6)
 
 
 # --- what a step draws ---
@@ -732,9 +757,10 @@ def test_a_checkpoint_holds_everything(tmp_path):
         net(torch.ones(2, 1, 4, 4), torch.tensor([1, 2])).square().sum().backward()
         optimizer.step()
     ema.update(net, 0)
-    save_checkpoint(path, 17, net, ema, optimizer, conf, [{"step": 17, "loss": 0.5}])
+    settings = run_settings(conf, images(), SCHEDULE)
+    save_checkpoint(path, 17, net, ema, optimizer, settings, [{"step": 17, "loss": 0.5}])
     other, other_ema, other_optimizer, _ = state(tiny(seed=1))
-    step, history = load_checkpoint(path, other, other_ema, other_optimizer, conf)
+    step, history = load_checkpoint(path, other, other_ema, other_optimizer, settings)
     assert (step, history) == (17, [{"step": 17, "loss": 0.5}])
     same(weights(net), weights(other))
     same(weights(ema.net), weights(other_ema.net))
@@ -781,13 +807,45 @@ def test_what_was_read_is_no_longer_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"lr": 0.01}, {"seed": 1}, {"steps": 13}, {"batch_size": 16}, {"betas": (0.8, 0.9)}]
+    "change", [{"lr": 0.01}, {"seed": 1}, {"steps": 13}, {"batch_size": 16}, {"betas": (0.8, 0.9)}, {"p2_gamma": 0.5}]
 )
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, change):
     run(folder=tmp_path)
     name = next(iter(change))
     with pytest.raises(ValueError, match=rf"another configuration .{name}: .*there.*here"):
         run(conf=config(**change), folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("what", ["pixels", "labels", "schedule"])
+def test_a_checkpoint_of_other_data_or_another_schedule_is_refused(tmp_path, what):
+    run(folder=tmp_path)
+    data, schedule = images(), SCHEDULE
+    if what == "schedule":
+        schedule = NoiseSchedule.from_betas(linear_betas(T, 1e-3, 0.2))
+    elif what == "labels":
+        data = Images(data.pixels, data.labels.flip(0))
+    else:
+        data = Images(data.pixels.flip(0), data.labels)
+    name = "schedule" if what == "schedule" else "data"
+    with pytest.raises(ValueError, match=rf"another configuration .{name}: '\w+' there, '\w+' here"):
+        train(tiny(), data, schedule, config(), device="cpu", folder=tmp_path, resume=True)
+
+
+def test_the_hashes_of_data_and_schedule_stay_what_they_are():
+    """Checkpoints of yesterday are resumed with them."""
+    settings = run_settings(config(), images(), SCHEDULE)
+    assert settings.items() >= dataclasses.asdict(config()).items()
+    assert (settings["data"], settings["schedule"]) == ("13f97f26e1e15efd", "5643f67c66a605ba")
+
+
+def test_what_only_the_checkpoint_knows_is_not_passed_over(tmp_path):
+    """As if a later version had written it, with a setting that this one does not have."""
+    path = tmp_path / CHECKPOINT
+    net, ema, optimizer, conf = state()
+    settings = run_settings(conf, images(), SCHEDULE)
+    save_checkpoint(path, 1, net, ema, optimizer, settings | {"new": 7}, [])
+    with pytest.raises(ValueError, match=r"new: 7 there, 'not recorded' here"):
+        load_checkpoint(path, net, ema, optimizer, settings)
 
 
 def test_a_checkpoint_of_another_net_is_refused(tmp_path):
@@ -869,33 +927,36 @@ def test_the_log_has_the_steps_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "right"),
     [
-        ("steps", 0),
-        ("batch_size", 0),
-        ("lr", 0.0),
-        ("lr", -1e-3),
-        ("lr", math.inf),
-        ("lr", math.nan),
-        ("warmup", -1),
-        ("betas", (0.9, 1.0)),
-        ("betas", (-0.1, 0.9)),
-        ("betas", (0.9,)),
-        ("grad_clip", 0.0),
-        ("ema_decay", 1.0),
-        ("ema_decay", -0.1),
-        ("label_dropout", -0.1),
-        ("label_dropout", 1.1),
-        ("precision", "fp16"),
-        ("log_every", 0),
-        ("validate_every", 0),
-        ("checkpoint_every", 0),
-        ("seed", -1),
-        ("seed", 2**32),
+        ("steps", 0, "at least 1"),
+        ("batch_size", 0, "at least 1"),
+        ("lr", 0.0, "above 0 and finite"),
+        ("lr", -1e-3, "above 0 and finite"),
+        ("lr", math.inf, "above 0 and finite"),
+        ("lr", math.nan, "above 0 and finite"),
+        ("warmup", -1, "at least 0"),
+        ("betas", (0.9, 1.0), r"two numbers in \[0, 1\)"),
+        ("betas", (-0.1, 0.9), r"two numbers in \[0, 1\)"),
+        ("betas", (0.9,), r"two numbers in \[0, 1\)"),
+        ("grad_clip", 0.0, "above 0"),
+        ("ema_decay", 1.0, r"in \[0, 1\)"),
+        ("ema_decay", -0.1, r"in \[0, 1\)"),
+        ("label_dropout", -0.1, r"in \[0, 1\]"),
+        ("label_dropout", 1.1, r"in \[0, 1\]"),
+        ("p2_gamma", -0.1, "at least 0 and finite"),
+        ("p2_gamma", math.inf, "at least 0 and finite"),
+        ("p2_gamma", math.nan, "at least 0 and finite"),
+        ("precision", "fp16", r"one of \('auto', 'bf16', 'fp32'\)"),
+        ("log_every", 0, "at least 1"),
+        ("validate_every", 0, "at least 1"),
+        ("checkpoint_every", 0, "at least 1"),
+        ("seed", -1, "at least 0"),
+        ("seed", 2**32, r"below 2\*\*32"),
     ],
 )
-def test_a_configuration_out_of_range_is_named(field, value):
-    with pytest.raises(ValueError, match=f"{field} = .*(out of range|must be at least)"):
+def test_a_configuration_out_of_range_is_named(field, value, right):
+    with pytest.raises(ValueError, match=rf"{field} = .* must be {right}"):
         TrainConfig(**{field: value})
 
 
@@ -915,6 +976,7 @@ def test_what_is_counted_is_whole(field):
         ("ema_decay", 0.0),
         ("label_dropout", 0.0),
         ("label_dropout", 1.0),
+        ("p2_gamma", 0.0),
         ("betas", (0.0, 0.0)),
         ("log_every", 1),
         ("validate_every", 1),

@@ -44,7 +44,7 @@ def commands(arguments):
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m tools.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder with torchvision's MNIST (default: $DIFFUSION_DATA)")
+    parser.add_argument("--data", help="folder that holds torchvision's MNIST (default: $DIFFUSION_DATA, then ~/.cache/diffusion_data, into which it is downloaded)")
     parser.add_argument("--device", default=None, help="cuda or cpu (default: a GPU if there is one)")
     parser.add_argument("--steps", type=int, help="training steps instead of the recipe's")
     parser.add_argument("--batch-size", type=int, help="batch size instead of the recipe's")
