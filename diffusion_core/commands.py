@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from diffusion_core import evaluation, metrics
 from diffusion_core._validate import check_device, check_whole
+from diffusion_core.checkpoints import CHECKPOINT, steps_done
 from diffusion_core.classifier import Classifier, classify, train_classifier
 from diffusion_core.data import Images, load_images, to_uint8
 from diffusion_core.generation import generate
@@ -32,13 +33,7 @@ from diffusion_core.pretrained import (
     write_json,
 )
 from diffusion_core.recipes import RECIPES, Recipe
-from diffusion_core.training import (
-    CHECKPOINT,
-    TrainConfig,
-    elapsed,
-    resolve_precision,
-    steps_done,
-)
+from diffusion_core.training import TrainConfig, elapsed, resolve_precision
 from diffusion_core.training import train as train_net
 
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffusion_core.checkpoints import read_safetensors, save_safely
 from diffusion_core.classifier import Classifier
 from diffusion_core.metrics import Moments
 from diffusion_core.recipes import make_schedule
 from diffusion_core.schedules import NoiseSchedule
-from diffusion_core.training import read_safetensors, save_safely
 from diffusion_core.unet import UNet
 
 WEIGHTS = Path(__file__).parent / "weights"

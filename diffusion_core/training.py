@@ -6,10 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -18,17 +15,21 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffusion_core._validate import check_device, check_whole
+from diffusion_core.checkpoints import (
+    CHECKPOINT,
+    RunState,
+    load_checkpoint,
+    save_checkpoint,
+    steps_done,
+)
 from diffusion_core.data import Images, from_uint8
 from diffusion_core.ddpm import eps_loss
 from diffusion_core.schedules import NoiseSchedule
 
 Precision = Literal["auto", "bf16", "fp32"]
-CHECKPOINT = "checkpoint.safetensors"
 _CHUNK = 128  # images that validation sends through the net at a time
 _FAR = 2_654_435_769  # between the seeds of processes; a CPU's generator keeps 32 bits of a seed
 
@@ -214,14 +215,15 @@ def train(
     rows = _my_rows(config.batch_size, accelerator)
     net = net.to(accelerator.device)
     ema = EMA(net, config.ema_decay)
-    optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, betas=config.betas)
+    optimizer = torch.optim.Adam(net.parameters(), config.lr, config.betas, fused=True)
     path = None if folder is None else Path(folder) / CHECKPOINT
     settings = {} if path is None else run_settings(config, data, schedule)
     with _prepared(net, optimizer, accelerator) as (model, optimizer):
-        start, history = _resumed(path, resume, net, ema, optimizer, settings)
+        state = RunState(net, ema.net, optimizer)
+        _resume(path, resume, state, settings)
         data = Images(data.pixels.to(accelerator.device), data.labels.to(accelerator.device))
-        began = time.perf_counter() - elapsed(history)
-        for k in range(start, config.steps):
+        began = time.perf_counter() - elapsed(state.history)
+        for k in range(state.step, config.steps):
             model.train()
             drawn = draw_batch(k, config, len(data.pixels), data.pixels.shape[1:], schedule.T)
             with _dropout_seeded(k, config, accelerator):
@@ -232,15 +234,15 @@ def train(
             _stop_unless_finite("norm of the gradient", norm, k, path)
             _update(k, optimizer, config)
             ema.update(net, k)
-            done, seconds = k + 1, time.perf_counter() - began
-            history += _logged(done, mean_loss, seconds, ema.net, validation, schedule, config)
+            state.step = k + 1
+            _log(state, mean_loss, time.perf_counter() - began, validation, schedule, config)
             if accelerator.is_main_process:
-                if path is not None and _due(config.checkpoint_every, done, config):
-                    save_checkpoint(path, done, net, ema, optimizer, settings, history)
+                if path is not None and _due(config.checkpoint_every, state.step, config):
+                    save_checkpoint(path, state, settings)
                 if on_step is not None:
-                    on_step(done, mean_loss)
+                    on_step(state.step, mean_loss)
         accelerator.wait_for_everyone()
-    return TrainResult(net.eval(), ema.net, history)
+    return TrainResult(net.eval(), ema.net, state.history)
 
 
 @contextmanager
@@ -260,24 +262,16 @@ def elapsed(history: list[dict]) -> float:
     return next((row["seconds"] for row in reversed(history) if "seconds" in row), 0.0)
 
 
-def _resumed(
-    path: Path | None,
-    resume: bool,
-    net: nn.Module,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    settings: dict[str, Any],
-) -> tuple[int, list[dict]]:
-    """The steps done before, and their log: of the checkpoint if there is one, else
-    none."""
+def _resume(path: Path | None, resume: bool, state: RunState, settings: dict[str, Any]) -> None:
+    """Go on from the checkpoint, if there is one."""
     if path is None or not path.exists():
-        return 0, []
+        return
     if not resume:
         raise FileExistsError(
             f"{path} holds a checkpoint; resume it (resume=True, --resume), or choose "
             "another folder"
         )
-    return load_checkpoint(path, net, ema, optimizer, settings)
+    load_checkpoint(path, state, settings)
 
 
 def _gradient(loss: Tensor, model: nn.Module, config: TrainConfig, accelerator) -> float:
@@ -290,7 +284,7 @@ def _gradient(loss: Tensor, model: nn.Module, config: TrainConfig, accelerator) 
 
 
 def _update(k: int, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
-    """Step k of Adam, at the step's learning rate; then no gradient is left."""
+    """Step k of the optimizer, at the step's learning rate; then no gradient is left."""
     for group in optimizer.param_groups:
         group["lr"] = lr_at(k, config)
     optimizer.step()
@@ -313,17 +307,16 @@ def _due(every: int, done: int, config: TrainConfig) -> bool:
     return done % every == 0 or done == config.steps
 
 
-def _logged(
-    done: int,
+def _log(
+    state: RunState,
     mean_loss: float,
     seconds: float,
-    net: nn.Module,
     validation: Images | None,
     schedule: NoiseSchedule,
     config: TrainConfig,
-) -> list[dict]:
-    """The log's row after `done` steps, or nothing where none is due."""
-    row: dict = {}
+) -> None:
+    """Add a row to the log, if one is due after this step."""
+    done, row = state.step, {}
     if _due(config.log_every, done, config):
         row |= {
             "loss": round(mean_loss, 6),
@@ -331,9 +324,10 @@ def _logged(
             "seconds": round(seconds, 2),
         }
     if validation is not None and _due(config.validate_every, done, config):
-        losses = validation_loss(net, validation, schedule)
+        losses = validation_loss(state.average, validation, schedule)
         row |= {"loss_by_t": [round(v, 6) for v in losses]}
-    return [{"step": done} | row] if row else []
+    if row:
+        state.history.append({"step": done} | row)
 
 
 def resolve_precision(precision: Precision, device: str | None = None) -> Precision:
@@ -485,153 +479,3 @@ def _digest(*tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]
-
-
-def save_checkpoint(
-    path: str | Path,
-    step: int,
-    net: nn.Module,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    settings: dict[str, Any],
-    history: list[dict],
-) -> None:
-    """Write the whole state of a run to one file, atomically: after a crash the file is
-    the old one or the new one, never a part. `settings` is what run_settings says.
-
-    Raises: OSError if it cannot be written; the previous file stays.
-    """
-    tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
-    tensors |= {f"ema.{name}": value for name, value in ema.net.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {
-            f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in state.items()
-        }
-    meta = {
-        "step": str(step),
-        "config": json.dumps(settings),
-        "history": json.dumps(history),
-    }
-    save_safely(
-        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
-        path,
-        meta,
-    )
-
-
-def save_safely(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str]) -> None:
-    """safetensors' save_file, atomically: to a temporary file beside it, flushed to the
-    disk, then renamed.
-
-    Raises: OSError saying how much room is needed, if the file cannot be written; the
-        previous file stays.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        save_file(tensors, temporary, metadata)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        need = sum(a.numel() * a.element_size() for a in tensors.values()) / 2**20
-        free = shutil.disk_usage(path.parent).free / 2**20
-        raise OSError(
-            f"{path} could not be written ({error}); it needs {need:.0f} MiB, {free:.0f} MiB are "
-            "free. The previous file is kept."
-        ) from error
-
-
-def load_checkpoint(
-    path: str | Path,
-    net: nn.Module,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    settings: dict[str, Any],
-) -> tuple[int, list[dict]]:
-    """Put a run's state back in place. `settings` is what run_settings says of the run
-    that goes on.
-
-    Returns: the number of steps done, and the log up to there.
-    Raises: ValueError if the file is damaged, or was written by a run with another
-        configuration, other data, another schedule or another net.
-    """
-    tensors, meta = read_safetensors(path)
-    _check_meta(path, meta)
-    saved = json.loads(meta["config"])
-    ours = json.loads(json.dumps(settings))
-    unknown = "not recorded"
-    differs = [
-        f"{key}: {saved.get(key, unknown)!r} there, {ours.get(key, unknown)!r} here"
-        for key in ours | saved
-        if saved.get(key, unknown) != ours.get(key, unknown)
-    ]
-    if differs:
-        raise ValueError(
-            f"{path} belongs to a run with another configuration ({'; '.join(differs)}); choose "
-            "another folder"
-        )
-    try:
-        net.load_state_dict(_with_prefix(tensors, "net."))
-        ema.net.load_state_dict(_with_prefix(tensors, "ema."))
-    except RuntimeError as error:
-        raise ValueError(f"{path} belongs to another net: {error}") from error
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in _with_prefix(tensors, "optimizer.").items():
-        i, name = key.split(".", 1)
-        state.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
-    return int(meta["step"]), json.loads(meta["history"])
-
-
-def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file. Nothing in it is ever executed.
-
-    Raises: FileNotFoundError; ValueError if it is truncated or no safetensors file.
-    """
-    with _opened(path) as file:
-        names = list(file.keys())  # clones: what get_tensor gives is the file itself, mapped
-        tensors = {name: file.get_tensor(name).clone() for name in names}
-        return tensors, file.metadata() or {}
-
-
-@contextmanager
-def _opened(path: str | Path):
-    """safetensors' handle on a file; raises as read_safetensors."""
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}); fetch or train it again"
-        ) from error
-
-
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
-
-
-def steps_done(path: str | Path) -> int:
-    """How many steps a checkpoint holds; its tensors are not read.
-
-    Raises: FileNotFoundError; ValueError if it is damaged or no checkpoint.
-    """
-    with _opened(path) as file:
-        meta = file.metadata() or {}
-    _check_meta(path, meta)
-    return int(meta["step"])
-
-
-def _check_meta(path: str | Path, meta: dict[str, str]) -> None:
-    if not {"step", "config", "history"} <= meta.keys():
-        raise ValueError(f"{path} is not a checkpoint of train(): it holds no step and no log")

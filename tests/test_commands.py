@@ -11,6 +11,7 @@ import torch
 
 from diffusion_core import commands, evaluation
 from diffusion_core.__main__ import build_parser, main
+from diffusion_core.checkpoints import read_safetensors
 from diffusion_core.commands import parse_labels
 from diffusion_core.data import load_images
 from diffusion_core.ddpm import vlb_terms
@@ -19,7 +20,6 @@ from diffusion_core.generation import generate
 from diffusion_core.pretrained import Pretrained, load_pretrained, save_net
 from diffusion_core.recipes import RECIPES, make_schedule
 from diffusion_core.schedules import NoiseSchedule, linear_betas
-from diffusion_core.training import read_safetensors
 from diffusion_core.unet import UNet
 
 

@@ -131,13 +131,24 @@ def test_a_function_has_another_hash_when_its_code_changes_and_only_then(monkeyp
 def test_the_verdict_on_a_slice_falls_with_its_cells_and_with_the_function_of_its_bug():
     bug = "exact.py, sample: a"
     entry = {"hash": "cells", "mutant": bug, "function": verdicts.function_hash(bug)}
-    assert mutate.still_failing(entry, "cells")
-    assert not mutate.still_failing(entry, "other cells")
-    assert not mutate.still_failing(entry | {"function": "other"}, "cells")
-    assert not mutate.still_failing(entry | {"mutant": None, "function": None}, "cells")
-    assert not mutate.still_failing(None, "cells")
+    assert verdicts.still_failing(entry, "cells")
+    assert not verdicts.still_failing(entry, "other cells")
+    assert not verdicts.still_failing(entry | {"function": "other"}, "cells")
+    assert not verdicts.still_failing(entry | {"mutant": None, "function": None}, "cells")
+    assert not verdicts.still_failing(None, "cells")
     gone = {"hash": "cells", "mutant": "exact.py, gone: a", "function": None}
-    assert not mutate.still_failing(gone, "cells")
+    assert not verdicts.still_failing(gone, "cells")
+
+
+def test_runs_side_by_side_keep_what_the_other_has_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(verdicts, "RESULT", tmp_path / "mutation.json")
+    first, second = verdicts.load(), verdicts.load()
+    first["modules"]["exact"] = {"verdicts": {"a": "caught"}}
+    second |= {"slices": {"chapter: DDPM 4": {}}, "equations": {"DDPM 4": []}}
+    verdicts.store(first, "exact")
+    verdicts.store(second)
+    assert verdicts.load() == {"modules": first["modules"], "slices": second["slices"], "equations": second["equations"]}
+    assert [path.name for path in tmp_path.iterdir()] == ["mutation.json"]
 
 
 def test_functions_that_name_an_equation_are_tried_first():
@@ -168,6 +179,21 @@ def test_a_slice_can_be_of_some_equations_only():
     found = slices.equation_slice(_File(path, text), ["DDPM 4"])
     assert found.equations == ["DDPM 4"]
     assert len(found.cells) == 2
+
+
+def test_the_mark_of_a_slice_is_that_of_its_code_without_comments_and_other_imports():
+    path = layout.BOOK / "1-intuition" / "not-a-chapter.ipynb"
+
+    def mark(imports, rest="a = math.pi"):
+        cells = [imports, rest, "check('a', a, within=4, equation='DDPM 4')"]
+        text = json.dumps({"cells": [{"cell_type": "code", "source": c} for c in cells]})
+        return slices.equation_slice(_File(path, text)).mark
+
+    plain = mark("import math")
+    assert mark("import math\nfrom os import path, sep") == plain
+    assert mark("import sys\nimport math  # for pi\nif sys.argv:\n    import json") != plain  # another statement
+    assert mark("import math", "a = math.pi  # the ratio") == plain
+    assert mark("import math", "a = math.tau") != plain
 
 
 def test_a_slice_is_the_cells_that_a_check_needs(tmp_path):

@@ -156,7 +156,7 @@ def test_a_full_disk_keeps_the_old_card(stored, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("diffusion_core.training.save_file", full)
+    monkeypatch.setattr("diffusion_core.checkpoints.save_file", full)
     with pytest.raises(OSError, match=r"No space left.*MiB are free.*previous file is kept"):
         save_net(stored[0], "tiny", CARD, stored[1])
     assert (stored[1] / "tiny.safetensors").read_bytes() == before

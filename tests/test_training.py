@@ -21,25 +21,20 @@ from safetensors.torch import save_file
 from torch import nn
 
 from diffusion_core import training
+from diffusion_core.checkpoints import CHECKPOINT, RunState, read_safetensors, steps_done
 from diffusion_core.data import Images, from_uint8
 from diffusion_core.ddpm import eps_loss, q_sample
 from diffusion_core.schedules import NoiseSchedule, linear_betas
 from diffusion_core.training import (
-    CHECKPOINT,
     EMA,
     NanLoss,
     TrainConfig,
     draw_batch,
     elapsed,
-    load_checkpoint,
     lr_at,
     p2_weights,
-    read_safetensors,
     resolve_precision,
     run_settings,
-    save_checkpoint,
-    save_safely,
-    steps_done,
     train,
     validation_loss,
 )
@@ -387,12 +382,15 @@ def test_an_ema_without_memory_is_the_net():
 
 def test_a_row_of_the_log():
     conf = config(batch_size=8, log_every=2, validate_every=4)
-    row = training._logged(2, 0.12345678, 3.14159, tiny(), images(4), SCHEDULE, conf)
-    assert row == [{"step": 2, "loss": 0.123457, "images_per_s": 5.1, "seconds": 3.14}]
-    (row,) = training._logged(4, 0.5, 1.0, tiny(), images(4), SCHEDULE, conf)
-    exact = validation_loss(tiny(), images(4), SCHEDULE)
-    assert row["loss_by_t"] == [round(v, 6) for v in exact]
-    assert training._logged(3, 0.5, 1.0, tiny(), images(4), SCHEDULE, conf) == []
+    state = RunState(tiny(1), tiny(), None)
+    for step, loss, seconds in ((2, 0.12345678, 3.14159), (3, 0.5, 1.0), (4, 0.5, 1.0)):
+        state.step = step
+        training._log(state, loss, seconds, images(4), SCHEDULE, conf)
+    second, fourth = state.history
+    assert second == {"step": 2, "loss": 0.123457, "images_per_s": 5.1, "seconds": 3.14}
+    assert fourth["step"] == 4
+    exact = validation_loss(tiny(), images(4), SCHEDULE)  # of the average, not of the net
+    assert fourth["loss_by_t"] == [round(v, 6) for v in exact]
 
 
 # --- interrupted, killed, resumed ---
@@ -636,7 +634,7 @@ def test_a_full_disk_is_reported_and_the_previous_checkpoint_stays(tmp_path, mon
     with pytest.raises(Stop):
         run(folder=tmp_path, on_step=stop_at(4))
     before = (tmp_path / CHECKPOINT).read_bytes()
-    monkeypatch.setattr(training, "save_file", full)
+    monkeypatch.setattr("diffusion_core.checkpoints.save_file", full)
     with pytest.raises(OSError, match=r"No space left.*needs \d+ MiB.*previous file is kept"):
         run(folder=tmp_path, resume=True)
     assert len(calls) == 1
@@ -679,97 +677,6 @@ def test_validation_in_chunks_is_the_mean_over_all_images():
     assert first == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_failed_write_says_how_much_room_is_needed(tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(training, "save_file", full)
-    free = SimpleNamespace(free=5 * 2**20)
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda folder: free)
-    tensors = {"a": torch.zeros(2**18), "b": torch.zeros(2**18, dtype=torch.float64)}
-    with pytest.raises(OSError, match=r"it needs 3 MiB, 5 MiB are free"):
-        save_safely(tensors, tmp_path / "a.safetensors", {})
-
-
-LIMITED = """
-import resource, signal, sys, torch
-sys.path.insert(0, {root!r})
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from diffusion_core.training import save_safely
-save_safely({{"a": torch.zeros(1000)}}, {path!r}, {{}})
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-try:
-    save_safely({{"a": torch.ones(1000)}}, {path!r}, {{}})
-except OSError as error:
-    print(error)
-"""
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no file size limits on this system")
-def test_a_file_that_the_system_refuses_to_grow(tmp_path):
-    """The real thing, without a full disk: the system stops the write at 2,000 bytes."""
-    path = tmp_path / "a.safetensors"
-    code = LIMITED.format(root=str(ROOT), path=str(path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "could not be written" in done.stdout
-    tensors, _ = read_safetensors(path)
-    assert (tensors["a"] == 0).all()
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
-
-
-def test_a_failing_rename_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.safetensors"
-    save_safely({"a": torch.zeros(3)}, path, {"n": "1"})
-
-    def fail(*_):
-        raise OSError("rename failed")
-
-    monkeypatch.setattr(training.os, "replace", fail)
-    with pytest.raises(OSError, match="rename failed"):
-        save_safely({"a": torch.ones(3)}, path, {"n": "2"})
-    tensors, meta = read_safetensors(path)
-    assert (tensors["a"] == 0).all()
-    assert meta == {"n": "1"}
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
-
-
-def test_a_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
-    done = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(training.os, "fsync", lambda f: done.append("fsync") or fsync(f))
-    monkeypatch.setattr(
-        training.os, "replace", lambda a, b: done.append((a.name, b.name)) or replace(a, b)
-    )
-    save_safely({"a": torch.zeros(3)}, tmp_path / "new" / "and deeper" / "a.safetensors", {})
-    assert done == ["fsync", ("a.safetensors.tmp", "a.safetensors")]
-
-
-def state(net=None, conf=None):
-    net = net or tiny()
-    return net, EMA(net), torch.optim.Adam(net.parameters()), conf or config()
-
-
-def test_a_checkpoint_holds_everything(tmp_path):
-    path = tmp_path / CHECKPOINT
-    net, ema, optimizer, conf = state()
-    for _ in range(3):
-        net(torch.ones(2, 1, 4, 4), torch.tensor([1, 2])).square().sum().backward()
-        optimizer.step()
-    ema.update(net, 0)
-    settings = run_settings(conf, images(), SCHEDULE)
-    save_checkpoint(path, 17, net, ema, optimizer, settings, [{"step": 17, "loss": 0.5}])
-    other, other_ema, other_optimizer, _ = state(tiny(seed=1))
-    step, history = load_checkpoint(path, other, other_ema, other_optimizer, settings)
-    assert (step, history) == (17, [{"step": 17, "loss": 0.5}])
-    same(weights(net), weights(other))
-    same(weights(ema.net), weights(other_ema.net))
-    ours, theirs = optimizer.state_dict()["state"], other_optimizer.state_dict()["state"]
-    assert ours.keys() == theirs.keys()
-    for i in ours:
-        same(ours[i], theirs[i])
-
-
 @pytest.mark.parametrize("damage", ["cut", "text", "empty", "pickle"])
 def test_a_damaged_checkpoint_is_refused_and_never_unpickled(tmp_path, damage):
     run(folder=tmp_path)
@@ -794,16 +701,6 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
         run(folder=tmp_path, resume=True)
     with pytest.raises(ValueError, match=r"is not a checkpoint of train\(\)"):
         steps_done(tmp_path / CHECKPOINT)
-
-
-def test_what_was_read_is_no_longer_the_file(tmp_path):
-    """A mapped file could not be replaced on Windows, and would change under the reader's feet."""
-    path = tmp_path / "a.safetensors"
-    save_file({"a": torch.zeros(3)}, path)
-    tensors, _ = read_safetensors(path)
-    maps = Path("/proc/self/maps")
-    assert not maps.exists() or str(path) not in maps.read_text()
-    assert tensors["a"].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -838,25 +735,10 @@ def test_the_hashes_of_data_and_schedule_stay_what_they_are():
     assert (settings["data"], settings["schedule"]) == ("13f97f26e1e15efd", "5643f67c66a605ba")
 
 
-def test_what_only_the_checkpoint_knows_is_not_passed_over(tmp_path):
-    """As if a later version had written it, with a setting that this one does not have."""
-    path = tmp_path / CHECKPOINT
-    net, ema, optimizer, conf = state()
-    settings = run_settings(conf, images(), SCHEDULE)
-    save_checkpoint(path, 1, net, ema, optimizer, settings | {"new": 7}, [])
-    with pytest.raises(ValueError, match=r"new: 7 there, 'not recorded' here"):
-        load_checkpoint(path, net, ema, optimizer, settings)
-
-
 def test_a_checkpoint_of_another_net_is_refused(tmp_path):
     run(folder=tmp_path)
     with pytest.raises(ValueError, match="belongs to another net"):
         run(tiny(classes=5), folder=tmp_path, resume=True)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors does not exist"):
-        read_safetensors(tmp_path / "nothing.safetensors")
 
 
 # --- validation ---

@@ -16,12 +16,14 @@ from functools import cache
 
 from tools import layout, verdicts
 from tools.markdown import cell_text, generated, headings_and_text, in_table, link_to
+from tools.slices import equation_slice
 
 PAGE = layout.BOOK / "reference" / "ledger.md"
 ABOUT = """
 Every equation of a paper that a chapter displays is listed here, with the check that the chapter runs for it, the bound of
 that check, what it measured when the chapter last ran, and bugs, put mechanically into the package, that made it fail.
 The search for such a bug stops at the first in each chapter, so the number of bugs is a lower bound; – means that nothing was searched.
+Where the check or the function has been edited since the search, the table says so.
 A *definition* counts as proven if a check shows that the code computes it. An *identity* or a *theorem* counts only
 if, besides, at least one [injected bug](bugs.md) makes its check fail: a check that nothing can fail proves nothing.
 
@@ -75,6 +77,18 @@ def mutants():
     return verdicts.load()["equations"] or None
 
 
+@cache
+def current():
+    """The equations of which a check, as it stands in a chapter today, was made to fail by a bug in a function as it is today."""
+    known, found = verdicts.load().get("slices", {}), set()
+    for path in layout.chapters():
+        for key in equation_slice(path).equations:
+            part = equation_slice(path, [key])
+            if verdicts.still_failing(known.get(f"{part.chapter}: {key}"), part.mark):
+                found.add(key)
+    return found
+
+
 def searched():
     """The equations for whose checks a bug was searched, in at least one chapter."""
     return {name.partition(": ")[2] for name in verdicts.load().get("slices", {})}
@@ -125,6 +139,8 @@ def _body():
     for key in keys:
         places = ", ".join(dict.fromkeys(link_to(PAGE, path) for path, _, _ in found[key]))
         bugs = f"at least {len(caught[key])}" if caught and caught.get(key) else 0 if key in searched() else "–"
+        if caught and caught.get(key) and key not in current():
+            bugs += ", before the last edit"
         lines.append(
             f"| [{key}](#{slug(key)}) | {kinds[key]} | {places} | {len(measured.get(key, []))} | {bugs} | {'yes' if key in done else 'no'} |"
         )

@@ -1,17 +1,16 @@
 """Put bugs into the package, one at a time, and count those that the tests, and the chapters' checks, catch.
 
-`python -m tools.mutate [MODULE ...]` (`make mutate`): for every mutant of schedules, ddpm, exact, unet and training, a
+`python -m tools.mutate [MODULE ...]` (`make mutate`): for every mutant of schedules, ddpm, exact, unet, training and checkpoints, a
 process of its own runs the tests of that module against it. Then the cells of the chapters that lead to a
 check(..., equation=...) run against the mutants of the functions that they call, until each equation has been failed by one.
-Results go to book/_data/mutation.json; a run that was stopped goes on where it was; a change of the tests alone tries the survivors
-again (--again: all of them). Mutants that change nothing one could
-observe are named, with the reason, in tools/equivalent_mutants.yml; every other survivor is listed.
+Results go to book/_data/mutation.json; a run that was stopped goes on where it was; runs of different modules, or of a module and of
+"equations", may go side by side; a change of the tests alone tries the survivors again (--again: all of them). Mutants that change
+nothing one could observe are named, with the reason, in tools/equivalent_mutants.yml; every other survivor is listed.
 """
 
 import argparse
 import ast
 import gc
-import hashlib
 import importlib
 import itertools
 import multiprocessing
@@ -21,7 +20,7 @@ import signal
 import sys
 import time
 
-from tools import layout
+from tools import layout, verdicts
 from tools.mutants import mutants
 from tools.pages import write_all
 from tools.reach import Reach
@@ -145,9 +144,9 @@ def try_module(module, result):
         entry["verdicts"][mutant.name] = "caught" if caught else "survived"
         if not caught or i % 20 == 0:
             print(f"{module} {i}/{len(todo)}" + ("" if caught else f"  SURVIVED line {mutant.line}: {mutant.what}"), flush=True)
-        if i % 5 == 0 or i == len(todo):
-            store(result)
-    store(result)
+        if i % 5 == 0:
+            store(result, module)
+    store(result, module)
     report(module, entry)
 
 
@@ -174,9 +173,9 @@ def try_equations(result, only=()):
     for path in layout.chapters():
         for key in equation_slice(path).equations:
             part = equation_slice(path, [key])
-            name, mark = f"{part.chapter}: {key}", slice_hash(part)
+            name, mark = f"{part.chapter}: {key}", part.mark
             seen.add(name)
-            if still_failing(known.get(name), mark) or (only and key not in only):
+            if verdicts.still_failing(known.get(name), mark) or (only and key not in only):
                 continue
             mutant = failed_by(part, key)
             known[name] = {"hash": mark, "mutant": mutant, "function": function_hash(mutant)}
@@ -193,18 +192,6 @@ def try_equations(result, only=()):
 def _bugs_of(key, known):
     """The different mutants that the slices of an equation were failed by."""
     return list(dict.fromkeys(e["mutant"] for name, e in known.items() if name.split(": ")[1] == key and e["mutant"]))
-
-
-def still_failing(entry, mark):
-    """Whether a slice's stored verdict is still to be trusted: a bug was found, in a function that is as it was."""
-    return entry is not None and entry["hash"] == mark and None not in (entry["mutant"], entry["function"]) and (
-        entry["function"] == function_hash(entry["mutant"])
-    )
-
-
-def slice_hash(part):
-    """Of the cells of a slice."""
-    return hashlib.sha256("\0".join(part.cells).encode()).hexdigest()[:16]
 
 
 def failed_by(part, key):

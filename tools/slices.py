@@ -1,6 +1,7 @@
 """The part of a chapter that leads to its equation checks: those cells, and the earlier cells whose names they use."""
 
 import ast
+import hashlib
 import json
 from dataclasses import dataclass
 
@@ -16,6 +17,11 @@ class Slice:
     chapter: str
     cells: list
     equations: list
+
+    @property
+    def mark(self):
+        """A hash of the cells."""
+        return hashlib.sha256("\0".join(self.cells).encode()).hexdigest()[:16]
 
     def failures(self):
         """Run the cells; {equation: [claim, ...]} of the checks that failed. A cell that raises fails its own checks, with the
@@ -60,9 +66,26 @@ def equation_slice(path, keys=None):
         if (found if keys is None else set(found) & set(keys)) or stores & needed:
             keep.append(source)
             needed |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    keep.reverse()
+    keep = [_with_imports_of(needed, source) for source in reversed(keep)]
     equations = list(dict.fromkeys(key for source in keep for key in _equations_of(source)))
     return Slice(layout.chapter_name(path), keep, equations)
+
+
+def _with_imports_of(names, source):
+    """A cell, without comments, that imports these names only: so a slice stays the same when the chapter imports something new."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        for statements in (getattr(node, part, None) for part in ("body", "orelse", "finalbody")):
+            if isinstance(statements, list):
+                statements[:] = [kept for kept in (_fewer(names, s) for s in statements) if kept] or [ast.Pass()] * bool(statements)
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def _fewer(names, statement):
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        statement.names = [a for a in statement.names if (a.asname or a.name.split(".")[0]) in names]
+        return statement if statement.names else None
+    return statement
 
 
 def _plain(source):

@@ -10,6 +10,7 @@ module change, those of the survivors do. The verdict on a slice falls when its 
 import ast
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 
 from tools import layout
@@ -20,6 +21,7 @@ TESTS = {
     "exact": ["tests/test_exact.py"],
     "unet": ["tests/test_unet.py"],
     "training": ["tests/test_training.py"],
+    "checkpoints": ["tests/test_checkpoints.py", "tests/test_training.py"],
 }
 RESULT = layout.BOOK / "_data" / "mutation.json"
 EQUIVALENT = layout.ROOT / "tools" / "equivalent_mutants.yml"
@@ -88,6 +90,13 @@ def still_valid(module, entry):
     return {"functions": now, "tests": tests, "verdicts": verdicts}
 
 
+def still_failing(entry, mark):
+    """Whether a slice's stored verdict is still to be trusted: a bug was found, in a function that is as it was."""
+    return entry is not None and entry["hash"] == mark and None not in (entry["mutant"], entry["function"]) and (
+        entry["function"] == function_hash(entry["mutant"])
+    )
+
+
 def _without_docstrings(text):
     tree = ast.parse(text)
     for node in ast.walk(tree):
@@ -106,9 +115,15 @@ def load():
     return json.loads(RESULT.read_text(encoding="utf8")) if RESULT.exists() else {"modules": {}, "equations": {}}
 
 
-def store(result):
-    temporary = RESULT.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+def store(result, module=None):
+    """Write one module's verdicts, or those on the equations. The rest of the file stays as another run may have left it."""
+    now = load()
+    if module is None:
+        now |= {part: result[part] for part in ("slices", "equations")}
+    else:
+        now["modules"][module] = result["modules"][module]
+    temporary = RESULT.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(now, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
     temporary.replace(RESULT)
 
 
