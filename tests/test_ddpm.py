@@ -683,3 +683,33 @@ def test_the_bound_bounds(mixture):
 
 def test_the_step_tuple():
     assert Step._fields == ("t", "x", "x_0")
+
+
+# --- the noise ---
+
+
+@pytest.mark.parametrize(
+    ("dtype", "drawn_in"),
+    [(torch.float32, torch.float32), (torch.float64, torch.float64), (torch.bfloat16, torch.float32)],
+)
+@pytest.mark.parametrize("per_image", [False, True])
+def test_noise_is_drawn_in_float32_or_in_float64_if_the_state_is(dtype, drawn_in, per_image):
+    like = torch.zeros(1, 5, dtype=dtype)
+    generator = torch.Generator().manual_seed(3)
+    noise = draw(like, [generator] if per_image else generator)
+    again = torch.Generator().manual_seed(3)
+    assert torch.equal(noise, torch.randn(1, 5, generator=again, dtype=drawn_in).to(dtype))
+
+
+@pytest.mark.parametrize("n", [0, 2, 4])
+def test_noise_wants_a_generator_for_each_image(n):
+    generators = [torch.Generator() for _ in range(n)]
+    with pytest.raises(ValueError, match=f"{n} generators for a batch of 3"):
+        draw(torch.zeros(3, 2), generators)
+
+
+def test_noise_for_no_image_at_all():
+    like = torch.empty(0, 2, dtype=torch.float64)
+    noise = draw(like, [])
+    assert noise.shape == like.shape
+    assert noise.dtype == like.dtype
