@@ -9,51 +9,66 @@ digits recognizes as the label asked for. Written to diffusion_core/tables/digit
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.svm import SVC
+from torch import nn
 
 from diffusion_core.commands import provenance
 from diffusion_core.data import load_images, to_uint8
 from diffusion_core.ddpm import clip_x0, ddpm_sample, last
 from diffusion_core.pretrained import write_json
 from diffusion_core.recipes import RECIPES
-from diffusion_core.schedules import timesteps
-from diffusion_core.training import train
+from diffusion_core.schedules import NoiseSchedule, timesteps
+from diffusion_core.training import TrainConfig, TrainResult, train
 
 FILE = Path(__file__).resolve().parents[1] / "diffusion_core" / "tables" / "digits_seeds.json"
 SEEDS, N, STEPS = (0, 1, 2), 500, 50
 
 
-def main() -> None:
-    real = load_images("digits", "train")
-    held_out = load_images("digits", "test")
-    judge = SVC(C=10).fit(real.pixels.flatten(1).numpy(), real.labels.numpy())
-    rows = []
-    for seed in SEEDS:
-        recipe = RECIPES["digits"]
-        torch.manual_seed(seed)
-        net, schedule = recipe.build()
-        began = time.process_time()
-        result = train(
-            net, real, schedule, dataclasses.replace(recipe.config, seed=seed), device="cpu"
-        )
-        used = time.process_time() - began
-        y = torch.arange(N) % 10
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A classifier of real digits, and how good it is at digits that it has not seen."""
+
+    model: SVC
+    held_out: float
+
+    @classmethod
+    def trained(cls) -> "Judge":
+        real, held_out = (load_images("digits", split) for split in ("train", "test"))
+        pixels = [data.pixels.flatten(1).numpy() for data in (real, held_out)]
+        model = SVC(C=10).fit(pixels[0], real.labels.numpy())
+        return cls(model, float(model.score(pixels[1], held_out.labels.numpy())))
+
+    def agreement(self, net: nn.Module, schedule: NoiseSchedule, n: int, seed: int) -> float:
+        """The share of n samples that are read as the label asked for."""
+        y = torch.arange(n) % 10
         generator = torch.Generator().manual_seed(seed)
-        model = clip_x0(lambda x, t, net=result.ema, y=y: net(x, t, y), schedule)
-        x_T = torch.randn(N, 1, 8, 8, generator=generator)
-        x = last(
-            ddpm_sample(model, x_T, timesteps(schedule.T, STEPS), schedule, generator=generator)
-        )
-        found = judge.predict(to_uint8(x).flatten(1).numpy())
-        rows.append(
-            {
-                "seed": seed,
-                "agreement": float((found == y.numpy()).mean()),
-                "training_cpu_seconds": round(used, 1),
-            }
-        )
+        model = clip_x0(lambda x, t: net(x, t, y), schedule)
+        x_T = torch.randn(n, 1, 8, 8, generator=generator)
+        grid = timesteps(schedule.T, STEPS)
+        x = last(ddpm_sample(model, x_T, grid, schedule, generator=generator))
+        found = self.model.predict(to_uint8(x).flatten(1).numpy())
+        return float((found == y.numpy()).mean())
+
+
+def trained(config: TrainConfig, **more: Any) -> tuple[TrainResult, NoiseSchedule, float]:
+    """The digits net trained with these settings, its schedule, and the CPU time in s."""
+    torch.manual_seed(config.seed)
+    net, schedule = RECIPES["digits"].build()
+    began = time.process_time()
+    result = train(net, load_images("digits", "train"), schedule, config, device="cpu", **more)
+    return result, schedule, time.process_time() - began
+
+
+def main() -> None:
+    judge, rows = Judge.trained(), []
+    for seed in SEEDS:
+        config = dataclasses.replace(RECIPES["digits"].config, seed=seed)
+        result, schedule, used = trained(config)
+        agreement = judge.agreement(result.ema, schedule, N, seed)
+        rows.append({"seed": seed, "agreement": agreement, "training_cpu_seconds": round(used, 1)})
         print(rows[-1], flush=True)
     write_json(
         FILE,
@@ -61,9 +76,7 @@ def main() -> None:
             **provenance("python -m benchmarks.digits_seeds", "cpu"),
             "config": dataclasses.asdict(RECIPES["digits"].config),
             "judge": "sklearn.svm.SVC(C=10) of the training digits",
-            "judge_on_held_out_digits": float(
-                judge.score(held_out.pixels.flatten(1).numpy(), held_out.labels.numpy())
-            ),
+            "judge_on_held_out_digits": judge.held_out,
             "samples": N,
             "sampler": f"ddpm_sample, timesteps(1000, {STEPS}), x_0 clipped, no guidance",
             "seeds": rows,

@@ -3,9 +3,10 @@
 import ast
 import json
 
+import pytest
 import yaml
 
-from tools import bugs, layout, mutate, slices, verdicts
+from tools import bugs, layout, mutate, names, slices, verdicts
 from tools.mutants import mutants
 
 SOURCE = '''
@@ -210,6 +211,46 @@ def test_a_slice_is_the_cells_that_a_check_needs(tmp_path):
     assert found.equations == ["DDPM 4", "DDPM 7", "DDPM 2"]
     assert len(found.cells) == 4
     assert found.failures() == {"DDPM 2": ["also three"]}
+
+
+@pytest.mark.parametrize(
+    ("source", "reads", "sets"),
+    [
+        ("y = x + 1\nz = y", {"x"}, {"y", "z"}),
+        ("x += 1", {"x"}, {"x"}),
+        ("for t, u in pairs:\n    s = t + u + v", {"pairs", "v"}, {"t", "u", "s"}),
+        ("with opened(p) as f:\n    text = f.read()", {"opened", "p"}, {"f", "text"}),
+        ("if a:\n    b = 1", {"a"}, set()),
+        ("if a:\n    b = 1\nelse:\n    b = c", {"a", "c"}, {"b"}),
+        ("while a:\n    b = 1\nc = b", {"a", "b"}, {"c"}),
+        ("try:\n    a = 1\nexcept Wrong:\n    b = 2\nfinally:\n    c = d", {"Wrong", "d"}, {"c"}),
+        ("def f(x, y=start):\n    z = x\n    return z + scale", {"start", "scale"}, {"f"}),
+        ("class C(Base):\n    size = n\n    def f(self):\n        return self.size * m", {"Base", "n", "m"}, {"C"}),
+        ("f = lambda x: x * a\nrow = [i * b for i in many]", {"a", "b", "many"}, {"f", "row"}),
+        ("import a.b, c as d\nfrom e import g as h", set(), {"a", "d", "h"}),
+        ("x.y = z\nw[i] = 1\nfirst, *rest = q", {"x", "z", "w", "i", "q"}, {"first", "rest"}),
+    ],
+)
+def test_what_a_piece_of_code_reads_and_sets(source, reads, sets):
+    found = names.flow(ast.parse(source).body)
+    assert (found[0] - {"__name__", "__module__", "__qualname__"}, found[1]) == (reads, sets)
+
+
+def test_a_cell_that_only_may_set_a_name_is_in_the_slice_with_the_cell_before_it():
+    assert names.stored(ast.parse("if a:\n    b = 1").body) == {"b"}
+    cells = ["b = 0", "if early:\n    b = 1", "check('b', b, within=0, equation='DDPM 4')"]
+    assert len(_slice_of(["early = False", *cells]).cells) == 4
+
+
+def test_a_slice_ends_where_a_name_is_set_anew():
+    cells = ["t = 1 / 0", "t = 3", "for i in range(2):\n    t = t + i", "check('t', t - 4, within=0, equation='DDPM 4')", "t = None"]
+    found = _slice_of(cells)
+    assert found.cells == [cells[1], cells[2], cells[3]]
+
+
+def _slice_of(cells):
+    path = layout.BOOK / "1-intuition" / "not-a-chapter.ipynb"
+    return slices.equation_slice(_File(path, json.dumps({"cells": [{"cell_type": "code", "source": c} for c in cells]})))
 
 
 def test_a_failure_that_is_shown_is_no_check():

@@ -10,6 +10,7 @@ nothing one could observe are named, with the reason, in tools/equivalent_mutant
 
 import argparse
 import ast
+import functools
 import gc
 import importlib
 import itertools
@@ -199,7 +200,7 @@ def failed_by(part, key):
     observed = in_process(observe_slice, part, limit=SLICE_LIMIT)
     if observed is None or observed[0]:
         sys.exit(f"{part.chapter}: checks of {key} fail, or take too long, without any mutant: {observed and observed[0]}")
-    queue = _interleaved([m for m in mutants(module, source(module)) if (module, m.function) in observed[1]] for module in EQUATION_MODULES)
+    queue = _interleaved([m for m in _mutants_of(module) if (module, m.function) in observed[1]] for module in EQUATION_MODULES)
     named = functions_of_equation(key)
     queue.sort(key=lambda m: (m.module, m.function) not in named)  # a stable sort: the rest keeps its order
     for i, mutant in enumerate(queue, 1):
@@ -209,6 +210,11 @@ def failed_by(part, key):
             return mutant.name
     print(f"{part.chapter}: no mutant fails a check of {key}", flush=True)
     return None
+
+
+@functools.lru_cache
+def _mutants_of(module):
+    return mutants(module, source(module))
 
 
 def functions_of_equation(key):

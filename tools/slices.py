@@ -1,4 +1,4 @@
-"""The part of a chapter that leads to its equation checks: those cells, and the earlier cells whose names they use."""
+"""The part of a chapter that leads to its equation checks: those cells, and the earlier cells that set what they use."""
 
 import ast
 import hashlib
@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from tools import layout
+from tools.names import flow, stored
 
 RAISED = "the check's cell raised"
 
@@ -57,16 +58,15 @@ def equation_slice(path, keys=None):
     notebook = json.loads(path.read_text(encoding="utf8"))
     sources = [_without_shown_failures(_plain("".join(c["source"]))) for c in notebook["cells"] if c["cell_type"] == "code"]
     trees = [ast.parse(source) for source in sources]
-    needed, keep = set(), []
+    needed, used, keep = set(), set(), []
     for source, tree in reversed(list(zip(sources, trees, strict=True))):
-        stores = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        stores |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-        stores |= {a.asname or a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
         found = _equations_of(source)
-        if (found if keys is None else set(found) & set(keys)) or stores & needed:
+        if (found if keys is None else set(found) & set(keys)) or stored(tree.body) & needed:
             keep.append(source)
-            needed |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    keep = [_with_imports_of(needed, source) for source in reversed(keep)]
+            reads, sets = flow(tree.body)
+            needed = (needed - sets) | reads
+            used |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    keep = [_with_imports_of(used, source) for source in reversed(keep)]
     equations = list(dict.fromkeys(key for source in keep for key in _equations_of(source)))
     return Slice(layout.chapter_name(path), keep, equations)
 
