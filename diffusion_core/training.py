@@ -149,7 +149,8 @@ def p2_weights(schedule: NoiseSchedule, t: Tensor, gamma: float) -> Tensor:
     """What the noise predictor's loss at t counts, with less weight on the times of little
     noise, where errors are large but hardly seen.
 
-    Equation: Choi et al. 2022 ("P2 weighting") eq. 8 with k = 1,
+    Equation: Choi et al. 2022 ("P2 weighting"), the factor lambda'_t / lambda_t of eq. 8
+        with k = 1,
 
             w_t = 1 / (1 + SNR(t))^gamma = (1 - alpha_bar_t)^gamma
     Shapes: t (B,) -> (B,).

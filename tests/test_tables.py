@@ -1,6 +1,7 @@
 """The stored tables say where they come from, and belong to the recipes as they are now."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -26,6 +27,17 @@ def test_the_seeds_are_those_of_todays_recipe():
     assert table["samples"] == 500
     assert all(row["agreement"] >= 0.85 for row in table["seeds"])
     assert table["judge_on_held_out_digits"] >= 0.97
+
+
+def test_the_loss_weights_were_tried_on_todays_recipe():
+    table = load_table("loss_weights")
+    today = json.loads(json.dumps(dataclasses.asdict(RECIPES["digits"].config)))
+    assert table["config"] == today, "the recipe has changed: python -m benchmarks.loss_weights"
+    steps, gammas, seeds = (today["steps"] // 2, today["steps"]), (0.0, 0.5, 1.0), (0, 1, 2)
+    found = {(row["steps"], row["gamma"], row["seed"]) for row in table["rows"]}
+    assert found == set(itertools.product(steps, gammas, seeds))
+    assert len(table["rows"]) == len(found)
+    assert all(len(row["loss_by_t"]) == 10 for row in table["rows"])
 
 
 def test_a_table_that_is_not_there_is_named():
