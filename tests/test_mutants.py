@@ -8,6 +8,7 @@ import yaml
 
 from tools import bugs, layout, mutate, names, slices, verdicts
 from tools.mutants import mutants
+from tools.syntax import syntax
 
 SOURCE = '''
 def step(x_t, t, s, noise=0.5):
@@ -240,6 +241,15 @@ def test_a_cell_that_only_may_set_a_name_is_in_the_slice_with_the_cell_before_it
     assert names.stored(ast.parse("if a:\n    b = 1").body) == {"b"}
     cells = ["b = 0", "if early:\n    b = 1", "check('b', b, within=0, equation='DDPM 4')"]
     assert len(_slice_of(["early = False", *cells]).cells) == 4
+
+
+def test_the_syntax_is_the_same_however_code_is_written_and_another_for_other_code():
+    def of(code):
+        return syntax(ast.parse(code))
+
+    assert of("f'{a[\"b\"]}'") == of('f"""{a[\'b\']}"""  # quotes')
+    assert of("def f(x): return (x)") == of("def f(x):\n    return x")
+    assert len({repr(of(code)) for code in ("x", "y", "'x'", "-x", "x - 1", "x - 1.0", "None", "f(x)", "f(x=x)")}) == 9
 
 
 def test_a_slice_ends_where_a_name_is_set_anew():

@@ -11,9 +11,9 @@ def flow(statements):
     reads."""
     reads, sets = set(), set()
     for statement in statements:
-        read, stored = _of_one(statement)
+        read, written = _of_one(statement)
         reads |= read - sets
-        sets |= stored
+        sets |= written
     return reads, sets
 
 

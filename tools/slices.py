@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tools import layout
 from tools.names import flow, stored
+from tools.syntax import syntax
 
 RAISED = "the check's cell raised"
 
@@ -21,8 +22,8 @@ class Slice:
 
     @property
     def mark(self):
-        """A hash of the cells."""
-        return hashlib.sha256("\0".join(self.cells).encode()).hexdigest()[:16]
+        """A hash of the cells' syntax: that of any version of Python, however it would print them."""
+        return hashlib.sha256(repr([syntax(ast.parse(cell)) for cell in self.cells]).encode()).hexdigest()[:16]
 
     def failures(self):
         """Run the cells; {equation: [claim, ...]} of the checks that failed. A cell that raises fails its own checks, with the

@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass
 
 from tools import layout
+from tools.syntax import syntax
 
 TESTS = {
     "schedules": ["tests/test_schedules.py"],
@@ -51,7 +52,7 @@ def function_hashes(module):
     texts = {}
     for node in ast.walk(ast.parse(source(module))):
         if isinstance(node, ast.FunctionDef):
-            texts.setdefault(node.name, []).append(_without_docstrings(ast.unparse(node)))
+            texts.setdefault(node.name, []).append(repr(syntax(_without_docstrings(node))))
     return {name: _hash(*(text.encode() for text in found)) for name, found in sorted(texts.items())}
 
 
@@ -97,12 +98,11 @@ def still_failing(entry, mark):
     )
 
 
-def _without_docstrings(text):
-    tree = ast.parse(text)
+def _without_docstrings(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             node.value = ast.Constant(...)
-    return ast.unparse(tree)
+    return tree
 
 
 def equivalents():
