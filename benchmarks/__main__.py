@@ -26,12 +26,14 @@ from torch import Tensor, nn
 
 from benchmarks import rivals
 from benchmarks.rivals import Contender
-from diffusion_core.classifier import classify
 from diffusion_core.commands import provenance
 from diffusion_core.data import from_uint8, load_images
-from diffusion_core.ddpm import clip_x0, ddpm_sample, last
-from diffusion_core.metrics import frechet_distance, moments
-from diffusion_core.pretrained import load_classifier, write_json
+from diffusion_core.ddpm import ddpm_sample
+from diffusion_core.evaluation import frechet_distance, load_classifier, moments
+from diffusion_core.files import write_json
+from diffusion_core.networks import classify
+from diffusion_core.prediction import clip_x0
+from diffusion_core.sampling import last
 from diffusion_core.schedules import timesteps
 from diffusion_core.training import EMA
 

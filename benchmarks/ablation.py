@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_core.data import load_images
-from diffusion_core.pretrained import write_json
-from diffusion_core.recipes import make_schedule
+from diffusion_core.files import write_json
+from diffusion_core.networks import ResidualBlock, UNet, Upsample
+from diffusion_core.schedules import make_schedule
 from diffusion_core.training import NanLoss, TrainConfig, train
-from diffusion_core.unet import ResidualBlock, UNet, Upsample
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "diffusion_core" / "tables" / "ablation.json"

@@ -17,11 +17,12 @@ from torch import nn
 
 from diffusion_core.commands import provenance
 from diffusion_core.data import load_images, to_uint8
-from diffusion_core.ddpm import clip_x0, ddpm_sample, last
-from diffusion_core.pretrained import write_json
-from diffusion_core.recipes import RECIPES
+from diffusion_core.ddpm import ddpm_sample
+from diffusion_core.files import write_json
+from diffusion_core.prediction import clip_x0
+from diffusion_core.sampling import last
 from diffusion_core.schedules import NoiseSchedule, timesteps
-from diffusion_core.training import TrainConfig, TrainResult, train
+from diffusion_core.training import RECIPES, TrainConfig, TrainResult, train
 
 FILE = Path(__file__).resolve().parents[1] / "diffusion_core" / "tables" / "digits_seeds.json"
 SEEDS, N, STEPS = (0, 1, 2), 500, 50

@@ -14,8 +14,8 @@ import itertools
 from benchmarks.digits_seeds import FILE, SEEDS, STEPS, Judge, trained
 from diffusion_core.commands import provenance
 from diffusion_core.data import load_images
-from diffusion_core.pretrained import write_json
-from diffusion_core.recipes import RECIPES
+from diffusion_core.files import write_json
+from diffusion_core.training import RECIPES
 
 GAMMAS, N = (0.0, 0.5, 1.0), 2_000
 LENGTHS = (RECIPES["digits"].config.steps // 2, RECIPES["digits"].config.steps)

@@ -14,8 +14,8 @@ import torch
 from diffusion_core.commands import provenance
 from diffusion_core.data import SIZES
 from diffusion_core.ddpm import eps_loss
-from diffusion_core.pretrained import write_json
-from diffusion_core.recipes import RECIPES
+from diffusion_core.files import write_json
+from diffusion_core.training import RECIPES
 
 FILE = Path(__file__).resolve().parents[1] / "diffusion_core" / "tables" / "precision.json"
 NAMES = ("digits", "mnist")

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_core.ddpm import EpsModel, ddpm_step, eps_loss
-from diffusion_core.recipes import RECIPES, make_schedule
-from diffusion_core.schedules import NoiseSchedule
-from diffusion_core.unet import UNet
+from diffusion_core.ddpm import ddpm_step, eps_loss
+from diffusion_core.networks import UNet
+from diffusion_core.prediction import EpsModel
+from diffusion_core.schedules import NoiseSchedule, make_schedule
+from diffusion_core.training import RECIPES
 
 SIZE = 32  # MNIST padded to 32 x 32: every one of the three nets accepts it
 

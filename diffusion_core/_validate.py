@@ -3,13 +3,16 @@ value and what would be right."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Time = Tensor | int | float
+_NO_TIMES = (torch.float16, torch.bfloat16, torch.bool)
 
 
 def as_time(t: Time, low: float, high: float, name: str = "t") -> Tensor:
@@ -22,12 +25,14 @@ def as_time(t: Time, low: float, high: float, name: str = "t") -> Tensor:
         to 996); ValueError outside low <= t <= high, or if not finite.
     """
     t = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
-    if t.dtype in (torch.float16, torch.bfloat16, torch.bool) or t.is_complex():
+    if t.dtype in _NO_TIMES or t.is_complex():
         raise TypeError(
             f"{name} has dtype {t.dtype}, which cannot hold every time step; use int64, float32 "
             "or float64"
         )
     t = t.detach().to("cpu", torch.float64)
+    if t.ndim == 0 and low <= (value := t.item()) <= high and value < math.inf:
+        return t  # one number is compared ten times faster than a tensor of one
     inside = (t >= low) & (t <= high) & t.isfinite()
     if not bool(inside.all()):
         wrong = t[~inside].flatten()[0].item()
@@ -64,6 +69,13 @@ def check_device(device: str) -> torch.device:
             f"device = {device!r} is not available on this machine ({reason}); choose 'cpu', or "
             "'cuda' where torch.cuda.is_available()"
         ) from None
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raise ValueError unless the value is one of a Literal's."""
+    known = get_args(choices)
+    if value not in known:
+        raise ValueError(f"{name} = {value!r} is unknown; choose one of {known}")
 
 
 def check_whole(name: str, value: int, least: int) -> None:

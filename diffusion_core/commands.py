@@ -17,23 +17,22 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffusion_core import evaluation, metrics
 from diffusion_core._validate import check_device, check_whole
-from diffusion_core.checkpoints import CHECKPOINT, steps_done
-from diffusion_core.classifier import Classifier, classify, train_classifier
 from diffusion_core.data import Images, load_images, to_uint8
-from diffusion_core.generation import generate
-from diffusion_core.pretrained import (
-    Pretrained,
-    load_classifier,
-    load_pretrained,
-    save_moments,
-    save_net,
-    sha256,
-    write_json,
+from diffusion_core.evaluation import load_classifier, metrics, samples, save_moments
+from diffusion_core.files import sha256, write_json
+from diffusion_core.networks import Classifier, classify
+from diffusion_core.pretrained import Pretrained, generate, load_pretrained, save_net
+from diffusion_core.training import (
+    CHECKPOINT,
+    RECIPES,
+    Recipe,
+    TrainConfig,
+    elapsed,
+    resolve_precision,
+    steps_done,
+    train_classifier,
 )
-from diffusion_core.recipes import RECIPES, Recipe
-from diffusion_core.training import TrainConfig, elapsed, resolve_precision
 from diffusion_core.training import train as train_net
 
 
@@ -312,14 +311,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
     out = arguments.out or Path("runs") / f"{arguments.name}_evaluation.json"
     rows = _rows_kept(out, settings, data)
     for seed in range(len(rows), arguments.seeds):
-        rows.append(evaluation.evaluate_seed(model, setting, seed))
+        rows.append(samples.evaluate_seed(model, setting, seed))
         report = {
             "settings": settings,
             **provenance(_evaluate_command(arguments), arguments.device),
             "seeds": rows,
         }
-        write_json(out, report | {"data": data, "summary": evaluation.summary(rows)})
-    found = evaluation.summary(rows)
+        write_json(out, report | {"data": data, "summary": samples.summary(rows)})
+    found = samples.summary(rows)
     if arguments.weights is not None:
         measured = {"samples": arguments.samples, "steps": arguments.steps, **found}
         write_json(arguments.weights / f"{arguments.name}.json", model.card | {"metrics": measured})
@@ -331,7 +330,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def _setting(
     model: Pretrained, judge: Classifier, card: dict[str, Any], arguments: argparse.Namespace
-) -> evaluation.Setting:
+) -> samples.Setting:
     """What all seeds share, with the data loaded.
 
     Raises: ValueError if the judge does not know the model's data, or more samples are wanted
@@ -350,7 +349,7 @@ def _setting(
             "to compare with; ask for as many at most"
         )
     _, features = classify(judge, test.x)
-    return evaluation.Setting(
+    return samples.Setting(
         judge, features, train_images, test, arguments.samples, arguments.steps, arguments.device
     )
 

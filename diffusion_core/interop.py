@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_core._validate import as_time, check_batch, check_same_shape
-from diffusion_core.ddpm import EpsModel, Variance
+from diffusion_core._validate import as_time, check_batch, check_choice, check_same_shape
+from diffusion_core.ddpm import Variance
+from diffusion_core.prediction import EpsModel
 from diffusion_core.schedules import NoiseSchedule
 
 if TYPE_CHECKING:
@@ -178,12 +179,8 @@ def scheduler_from(
     Raises: ImportError, saying what to install, without diffusers; ValueError for an
         unknown variance or spacing ("quadratic" is not known to diffusers).
     """
-    for name, value, known in (
-        ("variance", variance, get_args(Variance)),
-        ("spacing", spacing, get_args(TheirSpacing)),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} = {value!r} is unknown; choose one of {known}")
+    check_choice("variance", variance, Variance)
+    check_choice("spacing", spacing, TheirSpacing)
     try:
         from diffusers import DDPMScheduler
     except ImportError as error:

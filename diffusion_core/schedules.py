@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffusion_core._validate import Time, as_time, check_batch, check_whole
+from diffusion_core._validate import (
+    Time,
+    as_time,
+    check_batch,
+    check_before,
+    check_choice,
+    check_whole,
+)
 
 Spacing = Literal["trailing", "leading", "linspace", "quadratic"]
 
@@ -65,6 +72,10 @@ def cosine_betas(T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> Te
     return (1 - f[1:] / f[:-1]).clamp(max=beta_max)
 
 
+ScheduleName = Literal["linear", "scaled_linear", "cosine"]
+_BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "cosine": cosine_betas}
+
+
 def _check_betas(T: int, *betas: float) -> None:
     check_whole("T", T, 1)
     for beta in betas:
@@ -98,6 +109,37 @@ def expand(coefficient: Tensor, like: Tensor) -> Tensor:
     return coefficient.reshape(shape).to(like.device, like.dtype)
 
 
+def _checked_table(alpha_bar: Tensor) -> Tensor:
+    """A copy of the table on the CPU; raises as NoiseSchedule."""
+    if not isinstance(alpha_bar, Tensor) or alpha_bar.dtype != torch.float64:
+        found = getattr(alpha_bar, "dtype", type(alpha_bar).__name__)
+        raise TypeError(
+            f"alpha_bar must be a float64 tensor, got {found}; in float32 its differences "
+            "lose their digits"
+        )
+    table = alpha_bar.detach().cpu().clone()
+    if table.ndim != 1 or len(table) < 2:
+        raise ValueError(f"alpha_bar has shape {tuple(table.shape)}, expected (T+1,) with T >= 1")
+    if table.isnan().any():
+        raise ValueError(f"alpha_bar[{_first(table.isnan())}] is NaN")
+    if table[0] != 1:
+        raise ValueError(f"alpha_bar[0] = {table[0]:g}, expected 1: index 0 is the data itself")
+    falls = table[1:] < table[:-1]
+    if not bool(falls.all()):
+        t = _first(~falls) + 1
+        raise ValueError(
+            f"alpha_bar must strictly decrease, but alpha_bar[{t}] = {table[t]:g} >= "
+            f"alpha_bar[{t - 1}] = {table[t - 1]:g}"
+        )
+    if table[-1] <= 0:
+        t = _first(table <= 0)
+        raise ValueError(
+            f"alpha_bar[{t}] = {table[t]:g}, but alpha_bar must stay above 0: x_0 cannot be "
+            "predicted from pure noise"
+        )
+    return table
+
+
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
     """The table alpha_bar: how much of the signal's variance is left at each time.
@@ -112,39 +154,7 @@ class NoiseSchedule:
     alpha_bar: Tensor
 
     def __post_init__(self) -> None:
-        if not isinstance(self.alpha_bar, Tensor) or self.alpha_bar.dtype != torch.float64:
-            found = (
-                self.alpha_bar.dtype
-                if isinstance(self.alpha_bar, Tensor)
-                else type(self.alpha_bar).__name__
-            )
-            raise TypeError(
-                f"alpha_bar must be a float64 tensor, got {found}; in float32 its differences "
-                "lose their digits"
-            )
-        table = self.alpha_bar.detach().cpu().clone()
-        if table.ndim != 1 or len(table) < 2:
-            raise ValueError(
-                f"alpha_bar has shape {tuple(table.shape)}, expected (T+1,) with T >= 1"
-            )
-        if table.isnan().any():
-            raise ValueError(f"alpha_bar[{_first(table.isnan())}] is NaN")
-        if table[0] != 1:
-            raise ValueError(f"alpha_bar[0] = {table[0]:g}, expected 1: index 0 is the data itself")
-        falls = table[1:] < table[:-1]
-        if not bool(falls.all()):
-            t = _first(~falls) + 1
-            raise ValueError(
-                f"alpha_bar must strictly decrease, but alpha_bar[{t}] = {table[t]:g} >= "
-                f"alpha_bar[{t - 1}] = {table[t - 1]:g}"
-            )
-        if table[-1] <= 0:
-            t = _first(table <= 0)
-            raise ValueError(
-                f"alpha_bar[{t}] = {table[t]:g}, but alpha_bar must stay above 0: x_0 cannot be "
-                "predicted from pure noise"
-            )
-        object.__setattr__(self, "alpha_bar", table)
+        object.__setattr__(self, "alpha_bar", _checked_table(self.alpha_bar))
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> NoiseSchedule:
@@ -182,7 +192,21 @@ class NoiseSchedule:
         Returns: float64 on the CPU.
         Raises: ValueError outside 0 <= t <= T; TypeError for half-precision t.
         """
-        t = as_time(t, 0, self.T)
+        return self._look_up(as_time(t, 0, self.T))
+
+    def alpha_bars(self, t: Time, s: Time) -> tuple[Tensor, Tensor]:
+        """alpha_bar at both ends of a step that goes from t to an earlier s.
+
+        Shapes: t, s () or (B,); results the same.
+        Returns: (alpha_bar_t, alpha_bar_s), float64 on the CPU.
+        Raises: ValueError unless 0 <= s < t <= T; TypeError for half-precision times.
+        """
+        t, s = as_time(t, 0, self.T, "t"), as_time(s, 0, self.T, "s")
+        check_before(s, t)
+        return self._look_up(t), self._look_up(s)
+
+    def _look_up(self, t: Tensor) -> Tensor:
+        """alpha_bar_at, for times that are checked."""
         below = t.floor().long()
         whole = t == below
         if bool(whole.all()):
@@ -253,6 +277,15 @@ class NoiseSchedule:
         return (above - 1 + share).clamp(max=self.T)
 
 
+def make_schedule(name: ScheduleName, T: int = 1000) -> NoiseSchedule:
+    """A schedule by name, with its usual ends.
+
+    Raises: ValueError for an unknown name; as linear_betas.
+    """
+    check_choice("schedule", name, ScheduleName)
+    return NoiseSchedule.from_betas(_BETAS[name](T))
+
+
 def timesteps(T: int, S: int, spacing: Spacing = "trailing") -> Tensor:
     """A decreasing grid of S steps through the times T .. 0.
 
@@ -265,8 +298,7 @@ def timesteps(T: int, S: int, spacing: Spacing = "trailing") -> Tensor:
     Raises: ValueError unless 1 <= S <= T (2 <= S for "linspace" and "quadratic"), or
         for an unknown spacing; TypeError unless T and S are int.
     """
-    if spacing not in get_args(Spacing):
-        raise ValueError(f"spacing = {spacing!r} is unknown; choose one of {get_args(Spacing)}")
+    check_choice("spacing", spacing, Spacing)
     least = 2 if spacing in ("linspace", "quadratic") else 1
     check_whole("T", T, 1)
     check_whole("S", S, least)

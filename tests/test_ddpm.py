@@ -7,28 +7,24 @@ import pytest
 import torch
 
 from diffusion_core.ddpm import (
-    Step,
-    bits_per_dim,
-    clip_x0,
     ddpm_sample,
     ddpm_step,
-    decoder_nll,
-    draw,
-    eps_from_v,
     eps_loss,
-    gaussian_kl,
-    last,
-    predict_eps,
-    predict_v,
-    predict_x0,
-    prior_kl,
     q_posterior,
     q_sample,
     simple_loss,
+)
+from diffusion_core.exact import GaussianMixture
+from diffusion_core.likelihood import (
+    bits_per_dim,
+    decoder_nll,
+    gaussian_kl,
+    prior_kl,
     vlb_term,
     vlb_terms,
 )
-from diffusion_core.exact import GaussianMixture
+from diffusion_core.prediction import clip_x0, eps_from_v, predict_eps, predict_v, predict_x0
+from diffusion_core.sampling import Step, draw, last
 from diffusion_core.schedules import NoiseSchedule, cosine_betas, timesteps
 from tests.conftest import close, normal
 

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffusion_core.ddpm import clip_x0, ddpm_sample, ddpm_step, last, q_sample
+from diffusion_core.ddpm import ddpm_sample, ddpm_step, q_sample
 from diffusion_core.interop import from_diffusers, schedule_from, scheduler_from, to_diffusers
+from diffusion_core.networks import UNet
+from diffusion_core.prediction import clip_x0
+from diffusion_core.sampling import last
 from diffusion_core.schedules import NoiseSchedule, cosine_betas, linear_betas, timesteps
-from diffusion_core.unet import UNet
 from tests.conftest import close, normal
 
 F64 = torch.float64

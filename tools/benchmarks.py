@@ -52,7 +52,7 @@ The networks of the last table are trained on MNIST for the same number of secon
 with the same moving average, all by Adam at a constant rate: ours at 1.5e-3 with the betas (0.9, 0.99), those of the recipe; lucidrains' at
 1e-4 with (0.9, 0.99), the defaults of its `Trainer` (its README has 8e-5); that of diffusers at 1e-4 with (0.9, 0.999), as in its training
 tutorial (the course's notebook trains this network at 1e-3). Then all of them are sampled by one sampler, and the features of our
-[classifier](api/classifier.md) give the Fréchet distance between the samples and the test images: lower is better. On a CPU a second is one of processor time,
+[classifier](api/networks.md) give the Fréchet distance between the samples and the test images: lower is better. On a CPU a second is one of processor time,
 summed over threads. The aim: at every budget ours is lower than both others. These budgets are the first minutes of a training, in which the larger
 learning rate and the cheaper step count most; the table does not say which network would be the best in the end.
 The cells hold the mean over the seeds ± their standard deviation; with one seed its value alone.

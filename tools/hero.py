@@ -9,8 +9,9 @@ import json
 
 import torch
 
-from diffusion_core.ddpm import clip_x0, ddpm_sample
+from diffusion_core.ddpm import ddpm_sample
 from diffusion_core.plotting import animate
+from diffusion_core.prediction import clip_x0
 from diffusion_core.pretrained import load_pretrained
 from diffusion_core.schedules import timesteps
 from tools import layout

@@ -18,11 +18,17 @@ from tools.syntax import syntax
 
 TESTS = {
     "schedules": ["tests/test_schedules.py"],
+    "prediction": ["tests/test_ddpm.py"],
+    "sampling": ["tests/test_ddpm.py"],
     "ddpm": ["tests/test_ddpm.py"],
+    "likelihood": ["tests/test_ddpm.py"],
     "exact": ["tests/test_exact.py"],
-    "unet": ["tests/test_unet.py"],
-    "training": ["tests/test_training.py"],
-    "checkpoints": ["tests/test_checkpoints.py", "tests/test_training.py"],
+    "networks/unet": ["tests/networks/test_unet.py"],
+    "training/loop": ["tests/training/test_loop.py"],
+    "training/config": ["tests/training/test_loop.py"],
+    "training/average": ["tests/training/test_loop.py"],
+    "training/checkpoints": ["tests/training/test_checkpoints.py", "tests/training/test_loop.py"],
+    "files": ["tests/training/test_checkpoints.py"],
 }
 RESULT = layout.BOOK / "_data" / "mutation.json"
 EQUIVALENT = layout.ROOT / "tools" / "equivalent_mutants.yml"

@@ -212,7 +212,7 @@ def module_lines(path):
     """Every public name of a module, in the order of its source, as Markdown."""
     text = path.read_text(encoding="utf8")
     tree = ast.parse(text)
-    module = "diffusion_core" if path.stem == "__init__" else f"diffusion_core.{path.stem}"
+    module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
     lines = [f"```{{py:module}} {module}", "```", "", *docstring_lines(tree)]
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):

@@ -1,0 +1,106 @@
+"""Files that survive a crash: written whole or not at all, never pickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """The one atomic writer: to PATH.tmp beside it, flushed to the disk, then renamed. What
+    an interrupted writer left there is overwritten; the mode is that of any new file.
+
+    Raises: OSError saying how much room is needed, if the file cannot be written; the
+        previous file stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary.is_file():
+            temporary.unlink()
+        raise OSError(
+            f"{path} could not be written ({error}); it needs {len(data) / 2**20:.1f} MiB"
+            f"{_free(path.parent)}. A previous file is kept."
+        ) from error
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f", {shutil.disk_usage(folder).free / 2**20:.1f} MiB are free"
+    except OSError:
+        return ""
+
+
+def write_safetensors(
+    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """Tensors and metadata as one safetensors file, atomically.
+
+    Raises: OSError as write_bytes.
+    """
+    write_bytes(path, save(tensors, metadata))
+
+
+def write_json(path: str | Path, value: dict[str, Any]) -> None:
+    """JSON, atomically.
+
+    Raises: OSError as write_bytes.
+    """
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Nothing in it is ever executed.
+
+    Raises: FileNotFoundError; PermissionError; ValueError if it is truncated or no
+        safetensors file.
+    """
+    with _opened(path) as file:
+        names = list(file.keys())  # clones: what get_tensor gives is the file itself, mapped
+        tensors = {name: file.get_tensor(name).clone() for name in names}
+        return tensors, file.metadata() or {}
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Only the metadata of a safetensors file; raises as read_safetensors."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """safetensors' handle on a file; raises as read_safetensors."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{path} is not readable for this user; change its mode (chmod a+r)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}); fetch or train it again"
+        ) from error
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

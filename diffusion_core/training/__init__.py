@@ -1,0 +1,61 @@
+"""Training of any net(x, t, y): configuration, loop, moving average, checkpoints, recipes."""
+
+from diffusion_core.training.average import (
+    EMA,
+)
+from diffusion_core.training.checkpoints import (
+    CHECKPOINT,
+    RunState,
+    load_checkpoint,
+    save_checkpoint,
+    steps_done,
+)
+from diffusion_core.training.classifier import (
+    train_classifier,
+)
+from diffusion_core.training.config import (
+    Precision,
+    TrainConfig,
+    lr_at,
+    resolve_precision,
+    run_settings,
+)
+from diffusion_core.training.loop import (
+    Batch,
+    NanLoss,
+    TrainResult,
+    draw_batch,
+    elapsed,
+    p2_weights,
+    train,
+    validation_loss,
+)
+from diffusion_core.training.recipes import (
+    RECIPES,
+    Recipe,
+)
+
+__all__ = [
+    "CHECKPOINT",
+    "EMA",
+    "RECIPES",
+    "Batch",
+    "NanLoss",
+    "Precision",
+    "Recipe",
+    "RunState",
+    "TrainConfig",
+    "TrainResult",
+    "draw_batch",
+    "elapsed",
+    "load_checkpoint",
+    "lr_at",
+    "p2_weights",
+    "resolve_precision",
+    "run_settings",
+    "save_checkpoint",
+    "steps_done",
+    "train",
+    "train_classifier",
+    "validation_loss",
+]

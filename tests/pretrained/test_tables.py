@@ -1,0 +1,45 @@
+"""The stored tables say where they come from, and belong to the recipes as they are now."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+
+from diffusion_core.pretrained import TABLES, load_table
+from diffusion_core.training import RECIPES
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in TABLES.glob("*.json")))
+def test_every_table_names_its_command_and_machine(name):
+    table = load_table(name)
+    assert table["command"].startswith("python -m ")
+    made = table | table.get("made", {})
+    assert "torch" in made
+    assert {"hardware", "machine"} & made.keys()
+
+
+def test_the_seeds_are_those_of_todays_recipe():
+    table = load_table("digits_seeds")
+    today = json.loads(json.dumps(dataclasses.asdict(RECIPES["digits"].config)))
+    assert table["config"] == today, "the recipe has changed: python -m benchmarks.digits_seeds"
+    assert [row["seed"] for row in table["seeds"]] == [0, 1, 2]
+    assert table["samples"] == 500
+    assert all(row["agreement"] >= 0.85 for row in table["seeds"])
+    assert table["judge_on_held_out_digits"] >= 0.97
+
+
+def test_the_loss_weights_were_tried_on_todays_recipe():
+    table = load_table("loss_weights")
+    today = json.loads(json.dumps(dataclasses.asdict(RECIPES["digits"].config)))
+    assert table["config"] == today, "the recipe has changed: python -m benchmarks.loss_weights"
+    steps, gammas, seeds = (today["steps"] // 2, today["steps"]), (0.0, 0.5, 1.0), (0, 1, 2)
+    found = {(row["steps"], row["gamma"], row["seed"]) for row in table["rows"]}
+    assert found == set(itertools.product(steps, gammas, seeds))
+    assert len(table["rows"]) == len(found)
+    assert all(len(row["loss_by_t"]) == 10 for row in table["rows"])
+
+
+def test_a_table_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match=r"no table named 'nothing'.*digits_seeds"):
+        load_table("nothing")
