@@ -48,7 +48,7 @@ test: .venv/with-test  ## every test, then every chapter run and compared with i
 lab: .venv/with-lab  ## open the chapters in JupyterLab
 	$(PY) -m jupyterlab book
 
-execute: .venv/with-test  ## re-run the chapters and store their outputs (CHAPTERS="a.ipynb b.ipynb", default all)
+execute: .venv/with-test  ## re-run the chapters and store their outputs (CHAPTERS="a.ipynb b.ipynb" or --stale, default all)
 	$(PY) -m tools.execute $(CHAPTERS)
 
 chapter: .venv/with-test  ## write a new chapter's skeleton: make chapter FILE=book/3-variants/ddim.ipynb TITLE="DDIM"

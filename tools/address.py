@@ -13,7 +13,7 @@ import sys
 
 import nbformat
 
-from tools import layout
+from tools import layout, stale
 
 TEXT = {
     ".cff",
@@ -87,7 +87,7 @@ def places(url, root=None):
 
 def rewrite(old, new):
     """Replace every spelling of the old address by the new one's; returns the files changed."""
-    notebooks = [path for path in layout.chapters() if stamped(path)]
+    current = current_chapters()
     changed = []
     for path in sorted({path for path, _ in places(old)}):
         text = path.read_bytes().decode("utf8")
@@ -95,20 +95,27 @@ def rewrite(old, new):
             text = text.replace(was, now)
         path.write_bytes(text.encode("utf8"))
         changed.append(path)
-    for path in notebooks:
-        stamp(path)
+    stamp(current)
     return changed
 
 
-def stamped(path):
-    nb = nbformat.read(path, as_version=4)
-    return nb.metadata.get("book", {}).get("hash") == layout.notebook_hash(nb)
+def current_chapters():
+    """The chapters whose stored outputs are current."""
+    digests = stale.package_digests()
+    return [
+        path
+        for path in layout.chapters()
+        if not stale.reasons(nbformat.read(path, as_version=4), digests)
+    ]
 
 
-def stamp(path):
-    nb = nbformat.read(path, as_version=4)
-    nb.metadata["book"] = {"hash": layout.notebook_hash(nb)}
-    path.write_text(nbformat.writes(nb) + "\n", encoding="utf8", newline="\n")
+def stamp(paths):
+    """Say of chapters that their outputs belong to the code cells and the package as they are now."""
+    digests = stale.package_digests()
+    for path in paths:
+        nb = nbformat.read(path, as_version=4)
+        nb.metadata["book"] = stale.record(nb, nb.metadata["book"]["reached"], digests)
+        path.write_text(nbformat.writes(nb) + "\n", encoding="utf8", newline="\n")
 
 
 def main():

@@ -1,8 +1,9 @@
 """Run chapters from top to bottom and store their outputs: `python -m tools.execute [CHAPTER.ipynb …]` (`make execute`).
 
 Each chapter runs in a fresh kernel, from its own folder, without a GPU and without progress bars. Afterwards the notebook
-holds its outputs, a hash of the package and of its code cells (a test compares it), and nothing that changes from run to
-run; `book/_data/runs/` holds how long it took, with which versions, and what every check measured.
+holds its outputs, the hashes of its code cells and of the files of the package that it reached (tools/stale.py; a test
+compares them), and nothing that changes from run to run; `book/_data/runs/` holds how long it took, with which versions,
+and what every check measured.
 A chapter in which a cell fails, warns or prints an address in memory is not stored.
 """
 
@@ -21,7 +22,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from tools import layout
+from tools import layout, stale
 
 LIBRARIES = (
     "torch",
@@ -35,6 +36,7 @@ LIBRARIES = (
 )
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+RECORDER = "--IPKernelApp.exec_lines=__import__('tools.opened')"  # before the first cell; leaves no name
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}")
 
 
@@ -87,10 +89,12 @@ def run(path, timeout=600):
     """Execute one notebook in place; returns the seconds it took. Raises NotStored, and then leaves the file untouched."""
     path = Path(path).resolve()
     nb = nbformat.read(path, as_version=4)
+    digests = stale.package_digests()  # now: what changes while the chapter runs has to make it stale
     with tempfile.TemporaryDirectory() as scratch:
-        ledger = Path(scratch, "ledger.jsonl")
+        ledger, opened = Path(scratch, "ledger.jsonl"), Path(scratch, "opened.txt")
         env = {
             **layout.kernel_environment(),
+            "DIFFUSION_OPENED": str(opened),
             "DIFFUSION_LEDGER": str(ledger),
             "DIFFUSION_CHAPTER": layout.chapter_name(path),
         }
@@ -101,7 +105,7 @@ def run(path, timeout=600):
             resources={"metadata": {"path": str(path.parent)}},
             coalesce_streams=True,
             record_timing=False,
-            extra_arguments=["--log-level=ERROR"],
+            extra_arguments=["--log-level=ERROR", RECORDER],
         )
         start = time.perf_counter()
         try:
@@ -114,10 +118,10 @@ def run(path, timeout=600):
             if ledger.exists()
             else []
         )
+        reached = opened.read_text(encoding="utf8").splitlines()
     clean(nb)
     look_for_trouble(nb)
-    package = layout.package_hash()
-    nb.metadata["book"] = nbformat.from_dict({"hash": layout.notebook_hash(nb, package)})
+    nb.metadata["book"] = nbformat.from_dict(stale.record(nb, reached, digests))
     nbformat.validate(nb)
     write(path, nbformat.writes(nb) + "\n")
     if path.is_relative_to(layout.BOOK):
@@ -159,10 +163,14 @@ def write(path, text):
     new.replace(path)
 
 
-def is_current(path):
-    """Whether the stored outputs were made by the code cells and the package as they are now."""
-    nb = nbformat.read(path, as_version=4)
-    return nb.metadata.get("book", {}).get("hash") == layout.notebook_hash(nb)
+def stale_chapters(paths):
+    """Those of some notebooks whose stored outputs are out of date; prints why."""
+    digests = stale.package_digests()
+    why = {path: stale.reasons(nbformat.read(path, as_version=4), digests) for path in paths}
+    for path, reasons in why.items():
+        if reasons:
+            print(f"{os.path.relpath(path, layout.ROOT)} is stale: {', '.join(reasons)}")
+    return [path for path in paths if why[path]]
 
 
 def main():
@@ -176,7 +184,9 @@ def main():
         help="notebooks to run (default: every chapter of _toc.yml)",
     )
     parser.add_argument(
-        "--stale", action="store_true", help="only those whose stored outputs are out of date"
+        "--stale",
+        action="store_true",
+        help="only those whose stored outputs are out of date, and say why",
     )
     parser.add_argument(
         "--timeout", type=int, default=600, metavar="SECONDS", help="for one cell (default 600)"
@@ -184,7 +194,7 @@ def main():
     options = parser.parse_args()
     todo = options.chapters or layout.chapters()
     if options.stale:
-        todo = [path for path in todo if not is_current(path)]
+        todo = stale_chapters(todo)
     if not todo:
         print("Nothing to run: every stored output is current.")
     failed = 0

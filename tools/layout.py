@@ -1,6 +1,5 @@
 """Where things are: the table of contents, the chapters, the package, the settings that every run of a chapter shares."""
 
-import hashlib
 import json
 import os
 import re
@@ -113,31 +112,15 @@ def page_title(path):
 
 
 def package_files():
-    """The files whose change can change what a chapter prints: the package's source, weights and cards."""
+    """The files of the package: source, weights, cards, tables."""
     return sorted(
         p
         for p in PACKAGE.rglob("*")
-        if p.suffix in {".py", ".safetensors", ".json"} and "__pycache__" not in p.parts
+        if p.is_file()
+        and "__pycache__" not in p.parts
+        and not p.name.startswith(".")
+        and p.suffix not in {".new", ".tmp"}  # half written
     )
-
-
-def package_hash():
-    """SHA-256 over name and content of every package file; text with line ends made alike."""
-    digest = hashlib.sha256()
-    for path in package_files():
-        data = path.read_bytes()
-        if path.suffix != ".safetensors":
-            data = data.replace(b"\r\n", b"\n")
-        digest.update(
-            path.relative_to(PACKAGE).as_posix().encode() + b"\0" + hashlib.sha256(data).digest()
-        )
-    return digest.hexdigest()
-
-
-def notebook_hash(nb, package=None):
-    """SHA-256 of all that decides a notebook's outputs: the package and the code cells (prose may change freely)."""
-    code = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
-    return hashlib.sha256(json.dumps([package or package_hash(), code]).encode()).hexdigest()
 
 
 def kernel_environment():

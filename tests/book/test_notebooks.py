@@ -11,7 +11,7 @@ from functools import cache
 import nbformat
 import pytest
 
-from tools import layout
+from tools import layout, stale
 from tools.execute import ADDRESS
 
 CHAPTERS = layout.chapters()
@@ -40,6 +40,27 @@ MYST = {
 @cache
 def read(path):
     return nbformat.read(path, as_version=4)
+
+
+@cache
+def digests():
+    return stale.package_digests()
+
+
+def reached(path):
+    """The files of the package that the last run of a chapter opened."""
+    return set(read(path).metadata["book"].get("reached", {}))
+
+
+def named_files(code):
+    """The files of the package that code names: modules in imports, weights and tables where they are loaded."""
+    for module in re.findall(r"^\s*(?:from|import) diffusion_core\.([\w.]+)", code, re.MULTILINE):
+        file = module.replace(".", "/")
+        yield f"{file}.py" if (layout.PACKAGE / f"{file}.py").is_file() else f"{file}/__init__.py"
+    for net in re.findall(r'load_pretrained\("(\w+)"\)', code):
+        yield from (f"weights/{net}.json", f"weights/{net}.safetensors")
+    for table in re.findall(r'load_table\("(\w+)"\)', code):
+        yield f"tables/{table}.json"
 
 
 def name(path):
@@ -120,10 +141,20 @@ def test_every_cell_has_run_in_order(path):
 
 @each_chapter
 def test_stored_outputs_are_current(path):
-    stored = read(path).metadata.get("book", {}).get("hash")
-    assert stored == layout.notebook_hash(read(path)), (
-        "code cells or the package changed since the chapter ran: `make execute`"
-    )
+    assert stale.reasons(read(path), digests()) == [], "`make execute`"
+
+
+@each_chapter
+def test_record_holds_what_the_chapter_names(path):
+    """What its cells import and load by name; and the schedules and the checks, which every chapter needs."""
+    code = "\n".join(cell.source for cell in code_cells(path))
+    assert {"__init__.py", "schedules.py", "checks.py", *named_files(code)} <= reached(path)
+
+
+def test_not_every_chapter_reaches_the_classifier():
+    judged = {name(path) for path in CHAPTERS if any(f.endswith("classifier.py") for f in reached(path))}
+    assert "2-from-scratch/sampling" in judged
+    assert not judged & {"1-intuition/forward-process", "reference/gaussian-toolbox"}
 
 
 @each_chapter
