@@ -515,7 +515,7 @@ def test_diffusers_names_in_the_notation_exist():
 
 def copy_of_the_project(folder):
     """The files that git carries, in another folder."""
-    for path in address.text_files() + [p for p in layout.PACKAGE.rglob("*.safetensors")]:
+    for path in {*address.text_files(), *layout.package_files()}:
         target = folder / path.relative_to(layout.ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
