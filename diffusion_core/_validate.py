@@ -145,3 +145,15 @@ def check_generators(generator: Generators, batch: int) -> None:
             f"{len(generator)} generators for a batch of {batch}; give one generator, or one per "
             "image"
         )
+
+
+def check_finite(name: str, value: float) -> None:
+    """Raise ValueError unless the number is finite."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} = {value} must be a finite number")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError unless the number lies in 0..1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} = {value} must lie in 0..1")

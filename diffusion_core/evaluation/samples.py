@@ -12,10 +12,11 @@ from torch import Tensor
 
 from diffusion_core.data import Images, from_uint8
 from diffusion_core.evaluation import metrics
+from diffusion_core.guidance import condition
 from diffusion_core.likelihood import bits_per_dim, estimate_bound
 from diffusion_core.networks import Classifier, classify
 from diffusion_core.prediction import clip_x0
-from diffusion_core.pretrained import Pretrained, generate, labelled
+from diffusion_core.pretrained import Pretrained, generate
 
 NEAREST = 200  # images of a seed that are compared with every training image
 SHOWN = 10  # of these, the neighbours that are stored
@@ -77,7 +78,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
 def _bits(model: Pretrained, images: Images, seed: int, device: str) -> float:
     """Bits per dimension of test images, given their labels. Only the net runs on the device:
     the bound wants float64, which not every device has."""
-    x_0, net = images.x, labelled(model.net.to(device), images.labels.to(device))
+    x_0, net = images.x, condition(model.net.to(device), images.labels.to(device))
     eps_model = clip_x0(lambda x, t: net(x.to(device), t).cpu(), model.schedule)
     generator = torch.Generator().manual_seed(seed)
     nats = estimate_bound(eps_model, x_0, model.schedule, generator=generator)

@@ -6,10 +6,7 @@ from diffusion_core.pretrained.cards import (
     read_card,
     save_net,
 )
-from diffusion_core.pretrained.generation import (
-    generate,
-    labelled,
-)
+from diffusion_core.pretrained.generation import generate
 from diffusion_core.pretrained.loading import (
     TABLES,
     Pretrained,
@@ -23,7 +20,6 @@ __all__ = [
     "WEIGHTS",
     "Pretrained",
     "generate",
-    "labelled",
     "load_net",
     "load_pretrained",
     "load_table",

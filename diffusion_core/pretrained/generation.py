@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusion_core._validate import check_device, check_whole
 from diffusion_core.data import SIZES
 from diffusion_core.ddpm import ddpm_sample
-from diffusion_core.prediction import EpsModel, clip_x0
+from diffusion_core.guidance import condition
+from diffusion_core.prediction import clip_x0
 from diffusion_core.pretrained.loading import Pretrained
 from diffusion_core.schedules import timesteps
 
@@ -48,7 +49,7 @@ def generate(
         x_T = torch.stack(
             [torch.randn(net.channels, size, size, generator=g) for g in generators]
         ).to(device)
-        eps_model = clip_x0(labelled(net, None if y is None else y[chunk].to(device)), schedule)
+        eps_model = clip_x0(condition(net, None if y is None else y[chunk].to(device)), schedule)
         for step in tqdm(
             ddpm_sample(eps_model, x_T, times, schedule, generator=generators),
             total=steps,
@@ -58,8 +59,3 @@ def generate(
             x = step.x
         parts.append(x.cpu())
     return torch.cat(parts)
-
-
-def labelled(net: nn.Module, y: Tensor | None) -> EpsModel:
-    """The net as a function of (x, t) alone, which asks for the labels y."""
-    return lambda x, t: net(x, t, y)
