@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from diffusion_core.ddim import ddim_sample
 from diffusion_core.exact import GaussianMixture
@@ -24,10 +25,6 @@ from tests.conftest import normal
 
 F64 = torch.float64
 T = torch.tensor([1, 40, 300, 700, 1000])
-
-
-def close(a, b, within=1e-12):
-    torch.testing.assert_close(a, b, rtol=0, atol=within)
 
 
 class ExactNet:
@@ -70,7 +67,9 @@ def test_condition_asks_for_its_labels(net, mixture, linear):
     x = normal(5, 2)
     eps = condition(net, Y)(x, T)
     for i in range(5):
-        close(eps[i : i + 1], mixture.eps_model(linear, int(Y[i]))(x[i : i + 1], T[i]), 0)
+        assert_close(
+            eps[i : i + 1], mixture.eps_model(linear, int(Y[i]))(x[i : i + 1], T[i]), rtol=0, atol=0
+        )
     seen = []
     condition(lambda x, t, y: seen.append((x, t, y)), None)(x, T)
     assert seen[0][0] is x
@@ -81,7 +80,7 @@ def test_condition_asks_for_its_labels(net, mixture, linear):
 def test_condition_takes_captions_too(linear):
     captions = torch.arange(10).reshape(5, 2)
     eps = condition(lambda x, t, y: x + y, captions)(normal(5, 2), T)
-    close(eps, normal(5, 2) + captions, 0)
+    assert_close(eps, normal(5, 2) + captions, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -188,27 +187,39 @@ def test_free_guidance_is_bayes_rule(net, mixture, linear, scale):
         rows = torch.eq(Y, k)
         posterior = mixture.log_posterior(linear, k)
         wanted = classifier_guidance(mixture.eps_model(linear), posterior, linear, scale)(x, T)
-        close(eps[rows], wanted[rows], 1e-10)
+        assert_close(eps[rows], wanted[rows], rtol=0, atol=1e-10)
 
 
 def test_free_guidance_is_w_and_gamma(net, mixture, linear):
     """Ho & Salimans' (1 + w) eps(y) - w eps(null), with w = gamma - 1."""
     x, w = normal(5, 2), 1.5
     eps_y, eps_null = condition(net, Y)(x, T), mixture.eps_model(linear)(x, T)
-    close(classifier_free_guidance(net, Y, 3, 1 + w)(x, T), (1 + w) * eps_y - w * eps_null, 1e-12)
+    assert_close(
+        classifier_free_guidance(net, Y, 3, 1 + w)(x, T),
+        (1 + w) * eps_y - w * eps_null,
+        rtol=0,
+        atol=1e-12,
+    )
 
 
 def test_free_guidance_is_linear_in_gamma(net):
     x = normal(5, 2)
     eps = {gamma: classifier_free_guidance(net, Y, 3, gamma)(x, T) for gamma in (0, 1, 3, 5, 7)}
-    close(eps[3] - eps[1], eps[7] - eps[5], 1e-12)
-    close(eps[3], eps[0] + 3 * (eps[1] - eps[0]), 1e-12)
+    assert_close(eps[3] - eps[1], eps[7] - eps[5], rtol=0, atol=1e-12)
+    assert_close(eps[3], eps[0] + 3 * (eps[1] - eps[0]), rtol=0, atol=1e-12)
 
 
 def test_scales_0_and_1_need_one_prediction(net, mixture, linear):
     x = normal(5, 2)
-    close(classifier_free_guidance(net, Y, 3, 0.0)(x, T), mixture.eps_model(linear)(x, T), 0)
-    close(classifier_free_guidance(net, Y, 3, 1.0)(x, T), condition(net, Y)(x, T), 0)
+    assert_close(
+        classifier_free_guidance(net, Y, 3, 0.0)(x, T),
+        mixture.eps_model(linear)(x, T),
+        rtol=0,
+        atol=0,
+    )
+    assert_close(
+        classifier_free_guidance(net, Y, 3, 1.0)(x, T), condition(net, Y)(x, T), rtol=0, atol=0
+    )
     assert [len(call[0]) for call in net.calls] == [5, 5, 5]
 
 
@@ -227,35 +238,44 @@ def test_one_call_of_a_real_net_equals_two(unet):
     with torch.no_grad():
         eps_y, eps_null = unet(x, t, y), unet(x, t)
         assert (eps_y - eps_null).abs().max() > 1e-3
-        close(
+        assert_close(
             classifier_free_guidance(unet, y, None, 3.0)(x, t),
             eps_null + 3 * (eps_y - eps_null),
-            1e-12,
+            rtol=0,
+            atol=1e-12,
         )
-        close(
+        assert_close(
             classifier_free_guidance(unet, y, 4, 3.0)(x, t),
             eps_null + 3 * (eps_y - eps_null),
-            1e-12,
+            rtol=0,
+            atol=1e-12,
         )
 
 
 def test_the_null_label_may_be_the_nets_own_another_or_a_caption(net):
     x = normal(5, 2)
     own, given = (classifier_free_guidance(net, Y, null, 2.0)(x, T) for null in (None, 3))
-    close(own, given, 0)
+    assert_close(own, given, rtol=0, atol=0)
     away = classifier_free_guidance(net, Y, 2, 2.0)(x, T)
-    close(away, 2 * condition(net, Y)(x, T) - condition(net, torch.full((5,), 2))(x, T), 1e-12)
+    assert_close(
+        away,
+        2 * condition(net, Y)(x, T) - condition(net, torch.full((5,), 2))(x, T),
+        rtol=0,
+        atol=1e-12,
+    )
     captions, null = torch.ones(5, 2, dtype=F64), torch.tensor([0.0, -1.0], dtype=F64)
-    close(
+    assert_close(
         classifier_free_guidance(lambda x, t, y: y, captions, null, 3.0)(x, T),
         null + 3 * (captions - null),
+        rtol=0,
+        atol=1e-12,
     )
 
 
 def test_one_time_for_all_will_do(net):
     x = normal(5, 2)
     guided = classifier_free_guidance(net, Y, 3, 2.0)
-    close(guided(x, torch.tensor(300)), guided(x, torch.full((5,), 300)), 0)
+    assert_close(guided(x, torch.tensor(300)), guided(x, torch.full((5,), 300)), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -276,23 +296,28 @@ def test_rescaling_is_by_hand():
     """Four numbers with spread 2, beside four with spread 1/2; each image for itself."""
     eps = torch.tensor([[1.0, 5.0, 1.0, 5.0], [0.0, 0.0, 0.0, 8.0]], dtype=F64)
     eps_y = torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 2.0]], dtype=F64)
-    close(rescale_guidance(eps, eps_y, 1.0), eps / 4)
-    close(rescale_guidance(eps, eps_y, 0.0), eps, 0)
-    close(rescale_guidance(eps, eps_y, 0.7), 0.7 * eps / 4 + 0.3 * eps)
+    assert_close(rescale_guidance(eps, eps_y, 1.0), eps / 4, rtol=0, atol=1e-12)
+    assert_close(rescale_guidance(eps, eps_y, 0.0), eps, rtol=0, atol=0)
+    assert_close(rescale_guidance(eps, eps_y, 0.7), 0.7 * eps / 4 + 0.3 * eps, rtol=0, atol=1e-12)
     image = rescale_guidance(eps.reshape(2, 1, 2, 2), eps_y.reshape(2, 1, 2, 2), 0.7)
-    close(image, rescale_guidance(eps, eps_y, 0.7).reshape(2, 1, 2, 2))
+    assert_close(image, rescale_guidance(eps, eps_y, 0.7).reshape(2, 1, 2, 2), rtol=0, atol=1e-12)
 
 
 def test_rescaled_noise_has_the_conditional_spread():
     eps, eps_y = 3 * normal(4, 3, 8, 8) + 1, normal(4, 3, 8, 8, seed=1)
     spread = rescale_guidance(eps, eps_y, 1.0).flatten(1).std(1)
-    close(spread, eps_y.flatten(1).std(1), 1e-12)
+    assert_close(spread, eps_y.flatten(1).std(1), rtol=0, atol=1e-12)
 
 
 def test_noise_without_spread_is_left_alone():
     flat = torch.ones(2, 3, dtype=F64)
-    close(rescale_guidance(flat, normal(2, 3), 0.5), flat, 0)
-    close(rescale_guidance(torch.zeros(1, 1), torch.ones(1, 1), 1.0), torch.zeros(1, 1), 0)
+    assert_close(rescale_guidance(flat, normal(2, 3), 0.5), flat, rtol=0, atol=0)
+    assert_close(
+        rescale_guidance(torch.zeros(1, 1), torch.ones(1, 1), 1.0),
+        torch.zeros(1, 1),
+        rtol=0,
+        atol=0,
+    )
 
 
 def test_rescaling_within_free_guidance(net):
@@ -301,12 +326,14 @@ def test_rescaling_within_free_guidance(net):
     net.calls.clear()
     rescaled = classifier_free_guidance(net, Y, 3, 4.0, rescale=0.7)(x, T)
     assert len(net.calls) == 1
-    close(rescaled, rescale_guidance(eps, eps_y, 0.7))
-    close(classifier_free_guidance(net, Y, 3, 1.0, rescale=0.7)(x, T), eps_y, 0)
+    assert_close(rescaled, rescale_guidance(eps, eps_y, 0.7), rtol=0, atol=1e-12)
+    assert_close(classifier_free_guidance(net, Y, 3, 1.0, rescale=0.7)(x, T), eps_y, rtol=0, atol=0)
     eps_null = classifier_free_guidance(net, Y, 3, 0.0)(x, T)
-    close(
+    assert_close(
         classifier_free_guidance(net, Y, 3, 0.0, rescale=0.7)(x, T),
         rescale_guidance(eps_null, eps_y, 0.7),
+        rtol=0,
+        atol=1e-12,
     )
     for use in (
         lambda: classifier_free_guidance(net, Y, 3, 4.0, rescale=1.1),
@@ -332,13 +359,13 @@ def test_guidance_within_an_interval():
     limited = guidance_interval(model("guided", 2), model("plain", 1), 40, 700)
     x = normal(5, 3, 2)
     factor = torch.tensor([1.0, 1.0, 2.0, 2.0, 1.0], dtype=F64)  # T = 1, 40, 300, 700, 1000
-    close(limited(x, T), factor[:, None, None] * x, 0)
+    assert_close(limited(x, T), factor[:, None, None] * x, rtol=0, atol=0)
     assert sorted(asked) == ["guided", "plain"]
     asked.clear()
-    close(limited(x, torch.full((5,), 700)), 2 * x, 0)
-    close(limited(x, torch.full((5,), 40)), x, 0)
-    close(limited(x, torch.tensor(40.5)), 2 * x, 0)
-    close(limited(x, torch.tensor(701)), x, 0)
+    assert_close(limited(x, torch.full((5,), 700)), 2 * x, rtol=0, atol=0)
+    assert_close(limited(x, torch.full((5,), 40)), x, rtol=0, atol=0)
+    assert_close(limited(x, torch.tensor(40.5)), 2 * x, rtol=0, atol=0)
+    assert_close(limited(x, torch.tensor(701)), x, rtol=0, atol=0)
     assert asked == ["guided", "plain", "guided", "plain"]
 
 
@@ -355,7 +382,7 @@ def test_an_empty_interval_is_refused(low, high):
 def test_the_exact_classifier_gives_the_conditional_model(schedule, mixture, k):
     x, model = normal(5, 2), mixture.eps_model(schedule)
     guided = classifier_guidance(model, mixture.log_posterior(schedule, k), schedule)
-    close(guided(x, T), mixture.eps_model(schedule, k)(x, T), 1e-10)
+    assert_close(guided(x, T), mixture.eps_model(schedule, k)(x, T), rtol=0, atol=1e-10)
 
 
 def test_classifier_guidance_by_hand(linear):
@@ -368,7 +395,7 @@ def test_classifier_guidance_by_hand(linear):
         3.0,
     )
     share = (T.double() / 1000).reshape(5, 1, 1, 1)
-    close(guided(x, T), 5 * x + noise_rate * 3 * share * x)
+    assert_close(guided(x, T), 5 * x + noise_rate * 3 * share * x, rtol=0, atol=1e-12)
 
 
 # --- CLIP guidance ---
@@ -399,7 +426,7 @@ def test_clip_guidance_is_classifier_guidance_by_the_predicted_x0(linear, mixtur
     through = classifier_guidance(
         model, lambda x, t: similarity(predict_x0(model(x, t), x, t, linear)), linear, 0.7
     )
-    close(ours(x, T), through(x, T), 1e-10)
+    assert_close(ours(x, T), through(x, T), rtol=0, atol=1e-10)
 
 
 def test_clip_guidance_asks_the_model_once(linear):
@@ -433,7 +460,7 @@ def test_guided_models_are_eps_models_inside_a_sampler(linear, mixture, net):
     by_classifier = classifier_guidance(model, posterior, linear, 1.5)
     x_T, times = normal(8, 2), timesteps(1000, 10)
     samples = [last(ddim_sample(m, x_T, times, linear)) for m in (free, by_classifier)]
-    close(samples[0], samples[1], 1e-8)
+    assert_close(samples[0], samples[1], rtol=0, atol=1e-8)
     composed = guidance_interval(
         clip_x0(by_classifier, linear),
         clip_guidance(model, lambda x_0: x_0[:, 0], linear, 0.1),

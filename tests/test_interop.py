@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from diffusion_core.ddpm import ddpm_sample, ddpm_step, q_sample
 from diffusion_core.interop import from_diffusers, schedule_from, scheduler_from, to_diffusers
@@ -14,7 +15,7 @@ from diffusion_core.networks import UNet
 from diffusion_core.prediction import clip_x0
 from diffusion_core.sampling import last
 from diffusion_core.schedules import NoiseSchedule, cosine_betas, linear_betas, timesteps
-from tests.conftest import close, normal
+from tests.conftest import normal
 
 F64 = torch.float64
 
@@ -84,11 +85,11 @@ def test_round_trips_change_nothing():
     net, x, t = small_net(), torch.randn(2, 1, 8, 8), torch.tensor([1, 1000])
     y = torch.tensor([0, 2])
     there_and_back = from_diffusers(to_diffusers(net))
-    close(there_and_back(x, t), net(x, t), 0)
-    close(there_and_back(x, t, y), net(x, t, y), 0)
+    assert_close(there_and_back(x, t), net(x, t), rtol=0, atol=0)
+    assert_close(there_and_back(x, t, y), net(x, t, y), rtol=0, atol=0)
     unet = small_unet2d()
     back_and_there = to_diffusers(from_diffusers(unet))
-    close(back_and_there(x, t - 1).sample, unet(x, t - 1).sample, 0)
+    assert_close(back_and_there(x, t - 1).sample, unet(x, t - 1).sample, rtol=0, atol=0)
     assert (unet(x, t - 1).sample - unet(x, t).sample).abs().max() > 1e-6
 
 
@@ -113,7 +114,7 @@ def test_their_unet_keeps_its_parameters_and_its_gradient():
 
 def test_output_has_the_form_of_theirs():
     unet, x = to_diffusers(small_net(), sample_size=8), torch.randn(2, 1, 8, 8)
-    close(unet(x, 3, return_dict=False)[0], unet(x, 3).sample, 0)
+    assert_close(unet(x, 3, return_dict=False)[0], unet(x, 3).sample, rtol=0, atol=0)
     assert unet.config.sample_size == 8
     assert unet.config.in_channels == unet.config.out_channels == 1
     assert (unet.dtype, unet.device.type) == (torch.float32, "cpu")
@@ -129,11 +130,11 @@ def test_schedules_go_there_and_back(betas):
     schedule = NoiseSchedule.from_betas(betas)
     scheduler = scheduler_from(schedule)
     assert scheduler.config.num_train_timesteps == schedule.T
-    close(scheduler.betas.double(), betas.float().double(), 1e-7)
+    assert_close(scheduler.betas.double(), betas.float().double(), rtol=0, atol=1e-7)
     back = schedule_from(scheduler)
-    close(back.alpha_bar.log(), schedule.alpha_bar.log(), 2e-4)  # 1 - 0.999 in float32
+    assert_close(back.alpha_bar.log(), schedule.alpha_bar.log(), rtol=0, atol=2e-4)  # 1 - 0.999 in float32
     x, eps, t = normal(4, 5), normal(4, 5, seed=1), torch.tensor([1, 2, 20, schedule.T])
-    close(scheduler.add_noise(x, eps, t - 1), q_sample(x, t, eps, schedule), 1e-5)
+    assert_close(scheduler.add_noise(x, eps, t - 1), q_sample(x, t, eps, schedule), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
@@ -144,7 +145,7 @@ def test_a_step_of_the_scheduler_is_ours(linear, variance):
         x, eps = normal(3, 4), normal(3, 4, seed=1)
         theirs = scheduler.step(eps, t - 1, x, generator=torch.Generator().manual_seed(7))
         noise = torch.randn(3, 4, generator=torch.Generator().manual_seed(7), dtype=F64)
-        close(theirs.prev_sample, ddpm_step(eps, x, t, t - 1, noise, linear, variance), 1e-9)
+        assert_close(theirs.prev_sample, ddpm_step(eps, x, t, t - 1, noise, linear, variance), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -165,7 +166,7 @@ def test_the_pipeline_walks_our_chain(linear, mixture, clip):
     x_T = torch.randn(5, 1, 1, 2, generator=g, dtype=F64)
     ours = last(ddpm_sample(model, x_T, timesteps(1000, 25), linear, generator=g))
     ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-    close(torch.from_numpy(theirs), ours, 1e-8)
+    assert_close(torch.from_numpy(theirs), ours, rtol=0, atol=1e-8)
 
 
 def in_float64(scheduler, schedule):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from diffusion_core.schedules import (
     NoiseSchedule,
@@ -14,7 +15,6 @@ from diffusion_core.schedules import (
     scaled_linear_betas,
     timesteps,
 )
-from tests.conftest import close
 
 F64 = torch.float64
 
@@ -25,7 +25,9 @@ def test_linear_betas_are_the_papers():
     assert betas.dtype == F64
     assert betas[0] == 1e-4
     assert betas[-1] == 0.02
-    close(betas.diff(), torch.full((999,), (0.02 - 1e-4) / 999, dtype=F64), 1e-15)
+    assert_close(
+        betas.diff(), torch.full((999,), (0.02 - 1e-4) / 999, dtype=F64), rtol=0, atol=1e-15
+    )
     assert linear_betas(10, 0.1, 0.2)[[0, 9]].tolist() == [0.1, 0.2]
     assert linear_betas(1, 0.1, 0.2).tolist() == [0.1]
 
@@ -35,9 +37,16 @@ def test_scaled_linear_roots_are_linear():
     assert betas.shape == (1000,)
     assert betas.dtype == F64
     roots = betas.sqrt()
-    close(roots[[0, -1]], torch.tensor([0.00085, 0.012], dtype=F64).sqrt(), 1e-15)
-    close(roots.diff(), roots.diff()[:1].expand(999), 1e-15)
-    close(scaled_linear_betas(3, 0.04, 0.16), torch.tensor([0.04, 0.09, 0.16], dtype=F64), 1e-15)
+    assert_close(
+        roots[[0, -1]], torch.tensor([0.00085, 0.012], dtype=F64).sqrt(), rtol=0, atol=1e-15
+    )
+    assert_close(roots.diff(), roots.diff()[:1].expand(999), rtol=0, atol=1e-15)
+    assert_close(
+        scaled_linear_betas(3, 0.04, 0.16),
+        torch.tensor([0.04, 0.09, 0.16], dtype=F64),
+        rtol=0,
+        atol=1e-15,
+    )
 
 
 def test_cosine_alpha_bar_is_a_squared_cosine_until_the_cap():
@@ -48,7 +57,7 @@ def test_cosine_alpha_bar_is_a_squared_cosine_until_the_cap():
     capped = (cosine_betas() == 0.999).nonzero().flatten().tolist()
     assert capped == [999]
     assert (cosine_betas(beta_max=0.5) <= 0.5).all()
-    close(cosine_betas(100, s=0.02)[:1], _cosine_beta_1(100, 0.02), 1e-14)
+    assert_close(cosine_betas(100, s=0.02)[:1], _cosine_beta_1(100, 0.02), rtol=0, atol=1e-14)
     assert torch.isfinite(cosine_betas(100, s=0.0)).all()
 
 
@@ -88,9 +97,11 @@ def test_the_first_bad_end_is_named(make):
 def test_the_table_is_the_running_product():
     betas = torch.tensor([0.1, 0.2, 0.5], dtype=F64)
     schedule = NoiseSchedule.from_betas(betas)
-    close(schedule.alpha_bar, torch.tensor([1, 0.9, 0.72, 0.36], dtype=F64), 1e-15)
+    assert_close(
+        schedule.alpha_bar, torch.tensor([1, 0.9, 0.72, 0.36], dtype=F64), rtol=0, atol=1e-15
+    )
     assert schedule.T == 3
-    close(schedule.betas, betas, 1e-15)
+    assert_close(schedule.betas, betas, rtol=0, atol=1e-15)
 
 
 def test_the_table_is_float64_whatever_the_betas(schedule):
@@ -173,12 +184,14 @@ def test_the_pair_of_rates(schedule):
     like = torch.zeros(3, 2, 4, dtype=F64)
     signal, noise = schedule.at(torch.tensor([0, 10, 1000]), like)
     assert signal.shape == noise.shape == (3, 1, 1)
-    close(signal**2 + noise**2, torch.ones(3, 1, 1, dtype=F64), 1e-15)
-    close(signal.flatten(), schedule.alpha_bar[[0, 10, 1000]].sqrt(), 0)
+    assert_close(signal**2 + noise**2, torch.ones(3, 1, 1, dtype=F64), rtol=0, atol=1e-15)
+    assert_close(signal.flatten(), schedule.alpha_bar[[0, 10, 1000]].sqrt(), rtol=0, atol=0)
     assert noise[0] == 0
     assert schedule.at(5, like)[0].shape == ()
     assert schedule.at(5, like.bfloat16())[0].dtype == torch.bfloat16
-    close(schedule.at(5, like.float())[1], (1 - schedule.alpha_bar[5]).sqrt().float(), 0)
+    assert_close(
+        schedule.at(5, like.float())[1], (1 - schedule.alpha_bar[5]).sqrt().float(), rtol=0, atol=0
+    )
 
 
 def test_a_time_that_fits_no_batch_is_refused(linear):
@@ -201,7 +214,7 @@ def test_expand_casts_once():
 def test_beta_at_is_the_chains_beta(schedule):
     like = torch.zeros(3, 2, dtype=F64)
     t = torch.tensor([1, 7, 1000])
-    close(schedule.beta_at(t, like).flatten(), schedule.betas[t - 1], 1e-15)
+    assert_close(schedule.beta_at(t, like).flatten(), schedule.betas[t - 1], rtol=0, atol=1e-15)
     assert schedule.beta_at(t, like).shape == (3, 1)
     with pytest.raises(ValueError, match="1 <= t <= 1000"):
         schedule.beta_at(0, like)
@@ -219,7 +232,7 @@ def test_snr(schedule):
 def test_time_at_inverts_the_ratio(schedule):
     t = torch.cat([torch.arange(0, 1001, dtype=F64), torch.tensor([0.3, 1.5, 77.7, 999.9])])
     ratio = ((1 - schedule.alpha_bar_at(t)) / schedule.alpha_bar_at(t)).sqrt()
-    close(schedule.time_at(ratio), t, 1e-8)
+    assert_close(schedule.time_at(ratio), t, rtol=0, atol=1e-8)
     assert schedule.time_at(ratio.reshape(5, 201)).shape == (5, 201)
     with pytest.raises(ValueError, match="noise_to_signal = -1"):
         schedule.time_at(-1)
@@ -303,7 +316,9 @@ def test_impossible_grids(T, S, error, message):
         timesteps(T, S)
 
 
-@pytest.mark.parametrize(("spacing", "least"), [("trailing", 1), ("leading", 1), ("linspace", 2), ("quadratic", 2)])
+@pytest.mark.parametrize(
+    ("spacing", "least"), [("trailing", 1), ("leading", 1), ("linspace", 2), ("quadratic", 2)]
+)
 def test_the_shortest_grid(spacing, least):
     assert len(timesteps(10, least, spacing)) == least + 1
     with pytest.raises(ValueError, match=f"S = {least - 1} must be at least {least}"):
@@ -332,9 +347,9 @@ def test_karras_grid_is_even_in_the_root_of_sigma(schedule):
     assert (times.diff() < 0).all()
     a = schedule.alpha_bar_at(times[:-1])
     roots = ((1 - a) / a).sqrt() ** (1 / 3)
-    close(roots.diff(), roots.diff().mean().expand(9), 1e-9)
+    assert_close(roots.diff(), roots.diff().mean().expand(9), rtol=0, atol=1e-9)
     assert karras_times(schedule, 2).tolist() == [1000, 1, 0]
-    close(karras_times(schedule, 10), karras_times(schedule, 10, rho=7.0), 0)
+    assert_close(karras_times(schedule, 10), karras_times(schedule, 10, rho=7.0), rtol=0, atol=0)
     assert karras_times(schedule, 10, rho=1.0)[0] == 1000
 
 

@@ -18,10 +18,12 @@ from tools.syntax import syntax
 
 TESTS = {
     "schedules": ["tests/test_schedules.py"],
-    "prediction": ["tests/test_ddpm.py"],
-    "sampling": ["tests/test_ddpm.py"],
+    "prediction": ["tests/test_prediction.py"],
+    "sampling": ["tests/test_sampling.py"],
     "ddpm": ["tests/test_ddpm.py"],
-    "likelihood": ["tests/test_ddpm.py"],
+    "likelihood": ["tests/test_likelihood.py"],
+    "ddim": ["tests/test_ddim.py"],
+    "guidance": ["tests/test_guidance.py"],
     "exact": ["tests/test_exact.py"],
     "networks/unet": ["tests/networks/test_unet.py"],
     "training/loop": ["tests/training/test_loop.py"],

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from torch.testing import assert_close
 
 from diffusion_core.data import Images, from_uint8, load_images, to_uint8
-from tests.conftest import close
 
 EVERY = torch.arange(256, dtype=torch.uint8)
 
@@ -18,7 +18,7 @@ EVERY = torch.arange(256, dtype=torch.uint8)
 
 
 def test_from_uint8_is_the_linear_map():
-    close(from_uint8(EVERY), torch.arange(256).double() / 127.5 - 1, 1e-6)
+    assert_close(from_uint8(EVERY), (torch.arange(256).double() / 127.5 - 1).float(), rtol=0, atol=1e-6)
     assert from_uint8(EVERY).dtype == torch.float32
     assert from_uint8(EVERY)[[0, 255]].tolist() == [-1.0, 1.0]
 
@@ -75,7 +75,7 @@ def test_digits_fill_the_range(split):
     assert data.x.min() == -1
     assert data.x.max() == 1
     assert data.labels.unique().tolist() == list(range(10))
-    close(data.x, from_uint8(data.pixels), 0)
+    assert_close(data.x, from_uint8(data.pixels), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("name", "split"), [("digit", "train"), ("digits", "valid"), ("", "test")])

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from diffusion_core.data import (
     KINDS,
@@ -18,7 +19,6 @@ from diffusion_core.data import (
     from_uint8,
     shapes,
 )
-from tests.conftest import close
 
 GRAMMAR = re.compile(
     r"an? (?:(?P<size>small|large) )?(?P<colour>\w+) (?P<kind>\w+)"
@@ -302,7 +302,7 @@ def test_every_kind_is_upright_and_where_it_belongs(kind, reach):
     """Left and right are mirror images; nothing lies beyond the radius; the triangle and the star point
     up. `reach`: what is covered straight below the centre, in radii."""
     cover = draw_scene(one(kind, radius=0.25), 64)[0].double() / 255
-    close(cover, cover.flip(1), 1 / 255)
+    assert_close(cover, cover.flip(1), rtol=0, atol=1 / 255)
     assert (cover > 0).sum() == (cover[15:49, 15:49] > 0).sum()
     assert cover[32:, 32].sum().item() == pytest.approx(16 * reach, abs=0.15)
     rows = cover.sum(1).nonzero()[:, 0]

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.testing import assert_close
 
 from diffusion_core.data import Images
 from diffusion_core.ddpm import eps_loss, simple_loss
@@ -20,7 +21,7 @@ from diffusion_core.networks import (
 )
 from diffusion_core.networks.unet import _groups
 from diffusion_core.training import TrainConfig, train
-from tests.conftest import close, normal
+from tests.conftest import normal
 
 F64 = torch.float64
 SMALL = {"width": 8, "multipliers": (1, 2), "attention": (False, True), "emb_dim": 16}
@@ -57,11 +58,11 @@ def test_embedding_is_its_formula():
 def test_embedding_is_diffusers(dim, t):
     embeddings = pytest.importorskip("diffusers.models.embeddings")
     theirs = embeddings.get_timestep_embedding(t, dim, flip_sin_to_cos=True, downscale_freq_shift=0)
-    close(timestep_embedding(t, dim), theirs, 1e-6)
+    assert_close(timestep_embedding(t, dim), theirs, rtol=0, atol=1e-6)
     theirs = embeddings.get_timestep_embedding(
         t, dim, flip_sin_to_cos=True, downscale_freq_shift=0, max_period=50
     )
-    close(timestep_embedding(t, dim, 50.0), theirs, 1e-6)
+    assert_close(timestep_embedding(t, dim, 50.0), theirs, rtol=0, atol=1e-6)
 
 
 def test_embedding_tells_neighbours_apart():
@@ -70,14 +71,14 @@ def test_embedding_tells_neighbours_apart():
     emb = timestep_embedding(torch.arange(1001), 128).double()
     distance = torch.cdist(emb, emb) + 10 * torch.eye(1001, dtype=F64)
     assert distance.min() >= 2 * math.sin(0.5) - 1e-4
-    close(emb.norm(dim=1), torch.full((1001,), 8.0, dtype=F64), 1e-5)  # sqrt(64 circles)
+    assert_close(emb.norm(dim=1), torch.full((1001,), 8.0, dtype=F64), rtol=0, atol=1e-5)  # sqrt(64 circles)
 
 
 def test_embedding_is_float32_whatever_t_is():
     for dtype in (torch.int32, torch.int64, torch.float32, torch.float64):
         emb = timestep_embedding(torch.tensor([3, 997], dtype=dtype), 8)
         assert emb.dtype == torch.float32
-        close(emb, timestep_embedding(torch.tensor([3, 997]), 8), 0)
+        assert_close(emb, timestep_embedding(torch.tensor([3, 997]), 8), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_residual_block_is_its_formula(into, out):
     h = norm(h, out // 8, block.norm2) * (1 + scale) + shift
     h = F.conv2d(F.silu(h), block.conv2.weight, block.conv2.bias, padding=1)
     skip = x if into == out else F.conv2d(x, block.skip.weight, block.skip.bias)
-    close(block(x, emb), skip + h, 1e-12)
+    assert_close(block(x, emb), skip + h, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("channels", "head_dim"), [(32, 32), (48, 16), (8, 8)])
@@ -142,7 +143,7 @@ def test_attention_is_its_formula(channels, head_dim):
             logits = (q[:, i, None, one] * k[:, :, one]).sum(2) / math.sqrt(head_dim)
             mixed[:, i, one] = (logits.softmax(1)[:, :, None] * v[:, :, one]).sum(1)
     out = mixed @ block.out.weight.T + block.out.bias
-    close(block(x), x + out.transpose(1, 2).reshape(x.shape), 1e-12)
+    assert_close(block(x), x + out.transpose(1, 2).reshape(x.shape), rtol=0, atol=1e-12)
 
 
 def test_attention_has_head_dim_32_by_default_and_it_must_divide():
@@ -159,7 +160,7 @@ def test_keys_need_no_bias():
     biased.weight, biased.bias = block.to_k.weight, nn.Parameter(normal(32))
     assert block.to_k.bias is None
     block.to_k = biased
-    close(block(x), before, 1e-12)
+    assert_close(block(x), before, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -185,22 +186,22 @@ def test_groups(channels, groups):
 
 def test_level_is_block_then_attention():
     level, x, emb = shaken(Level(8, 16, 4, True, 0.0)), normal(2, 8, 4, 4), normal(2, 4)
-    close(level(x, emb), level.attention(level.block(x, emb)), 0)
+    assert_close(level(x, emb), level.attention(level.block(x, emb)), rtol=0, atol=0)
     assert level.attention.heads == 1  # heads of at most 32 channels
     assert Level(64, 64, 4, True, 0.0).attention.heads == 2
     without = shaken(Level(8, 16, 4, False, 0.0))
-    close(without(x, emb), without.block(x, emb), 0)
+    assert_close(without(x, emb), without.block(x, emb), rtol=0, atol=0)
 
 
 def test_upsample_repeats_pixels_then_convolves():
     up, x = shaken(Upsample(3)), normal(2, 3, 2, 3)
     repeated = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    close(up(x), F.conv2d(repeated, up.conv.weight, up.conv.bias, padding=1), 1e-13)
+    assert_close(up(x), F.conv2d(repeated, up.conv.weight, up.conv.bias, padding=1), rtol=0, atol=1e-13)
 
 
 def test_dropout_stands_before_the_last_convolution():
     block, x, emb = shaken(ResidualBlock(8, 8, 4, dropout=1.0)), normal(2, 8, 4, 4), normal(2, 4)
-    close(block.train()(x, emb), x + block.conv2.bias[None, :, None, None], 1e-14)
+    assert_close(block.train()(x, emb), x + block.conv2.bias[None, :, None, None], rtol=0, atol=1e-14)
     assert (block.eval()(x, emb) - x - block.conv2.bias[None, :, None, None]).abs().max() > 1e-2
 
 
@@ -303,7 +304,7 @@ def test_same_weights_same_output_as_diffusers(name):
     theirs = as_diffusers(net)
     x, t = normal(3, net.channels, *size), torch.tensor([1.0, 250.5, 1000.0], dtype=F64)
     y = None if net.classes is None else torch.tensor([0, net.classes - 1, net.null_label])
-    close(net(x, t, y), theirs(x, t, y).sample, 1e-10)
+    assert_close(net(x, t, y), theirs(x, t, y).sample, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +333,7 @@ def test_the_configuration_builds_the_same_net_again():
     again.load_state_dict(net.state_dict())
     assert again.config == net.config
     x, t = normal(2, 3, 4, 4), torch.tensor([3, 900])
-    close(again(x, t), net(x, t), 0)
+    assert_close(again(x, t), net(x, t), rtol=0, atol=0)
 
 
 def test_dropout_reaches_every_residual_block_and_only_while_training():
@@ -341,7 +342,7 @@ def test_dropout_reaches_every_residual_block_and_only_while_training():
     assert [b.dropout.p for b in blocks] == [0.25] * 8
     x, t = normal(2, 1, 4, 4), torch.tensor([3, 900])
     assert (net.train()(x, t) - net(x, t)).abs().max() > 1e-3
-    close(net.eval()(x, t), net(x, t), 0)
+    assert_close(net.eval()(x, t), net(x, t), rtol=0, atol=0)
 
 
 # --- what a noise predictor must do ---
@@ -351,7 +352,7 @@ def test_starts_at_zero_and_so_the_loss_is_the_mean_square_of_the_noise(linear):
     net, x_0, eps = UNet(**SMALL).double(), normal(64, 1, 4, 4), normal(64, 1, 4, 4, seed=1)
     t = torch.arange(64) * 15 + 1
     assert not net(x_0, t).any()
-    close(eps_loss(net, x_0, t, eps, linear), eps.square().mean((1, 2, 3)), 0)
+    assert_close(eps_loss(net, x_0, t, eps, linear), eps.square().mean((1, 2, 3)), rtol=0, atol=0)
     loss = simple_loss(
         net, normal(512, 1, 4, 4), linear, generator=torch.Generator().manual_seed(0)
     )
@@ -375,7 +376,7 @@ def test_every_size_of_the_book_starts_at_loss_1_and_trains(size, linear):
     assert out.shape == x.shape
     assert not out.any()
     loss = eps_loss(net, x, t, eps, linear)
-    close(loss, eps.square().mean((1, 2, 3)), 1e-6)
+    assert_close(loss, eps.square().mean((1, 2, 3)), rtol=0, atol=1e-6)
     assert abs(loss.mean().item() - 1) < 4 * math.sqrt(2 / eps.numel())
 
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
@@ -413,10 +414,10 @@ def test_every_branch_starts_as_if_it_were_not_there():
     for m in net.modules():
         if isinstance(m, ResidualBlock):
             x = torch.randn(2, m.conv1.in_channels, 4, 4)
-            close(m(x, torch.randn(2, 16)), m.skip(x), 0)
+            assert_close(m(x, torch.randn(2, 16)), m.skip(x), rtol=0, atol=0)
         if isinstance(m, AttentionBlock):
             x = torch.randn(2, 16, 4, 4)
-            close(m(x), x, 0)
+            assert_close(m(x), x, rtol=0, atol=0)
     zero = [name for name, p in net.named_parameters() if name.endswith("weight") and not p.any()]
     assert all(name.endswith(("conv2.weight", "out.weight")) for name in zero)
     assert len(zero) == 8 + 4 + 1  # residual blocks, attentions, conv_out
@@ -448,9 +449,9 @@ def test_images_of_a_batch_do_not_meet():
     net, x, t = build(classes=5), normal(6, 1, 4, 4), torch.tensor([1, 10, 100, 500, 900, 1000])
     y, order = torch.arange(6), torch.tensor([3, 0, 5, 1, 4, 2])
     out = net(x, t, y)
-    close(net(x[order], t[order], y[order]), out[order], 1e-12)
+    assert_close(net(x[order], t[order], y[order]), out[order], rtol=0, atol=1e-12)
     for i in range(6):
-        close(net(x[i : i + 1], t[i : i + 1], y[i : i + 1]), out[i : i + 1], 1e-12)
+        assert_close(net(x[i : i + 1], t[i : i + 1], y[i : i + 1]), out[i : i + 1], rtol=0, atol=1e-12)
 
 
 def test_overfits_eight_images(linear):
@@ -488,7 +489,7 @@ def test_shifting_the_skips_by_one_level_would_be_seen():
     net(normal(2, 1, 4, 4), torch.tensor([5, 6]))
     assert len(seen) == len(given) == 4
     for skip, joined in zip(reversed(seen), given, strict=True):
-        close(joined[:, -skip.shape[1] :], skip, 0)  # the path first, the skip after it
+        assert_close(joined[:, -skip.shape[1] :], skip, rtol=0, atol=0)  # the path first, the skip after it
 
 
 # --- t, y, dtype ---
@@ -498,8 +499,8 @@ def test_one_time_for_all_or_one_each():
     net, x = build(), normal(3, 1, 4, 4)
     each = net(x, torch.tensor([7, 7, 7]))
     for t in (torch.tensor(7), torch.tensor(7.0), torch.tensor(7, dtype=F64), 7, 7.0):
-        close(net(x, t), each, 0)
-    close(net(x, torch.tensor([7, 8, 9]))[1], net(x[1:2], torch.tensor([8]))[0], 1e-12)
+        assert_close(net(x, t), each, rtol=0, atol=0)
+    assert_close(net(x, torch.tensor([7, 8, 9]))[1], net(x[1:2], torch.tensor([8]))[0], rtol=0, atol=1e-12)
     between = net(x, torch.tensor(7.5))
     assert (between - each).abs().max() > 1e-6
     assert (between - net(x, 8)).abs().max() > 1e-6
@@ -509,7 +510,7 @@ def test_no_label_is_the_null_label():
     net, x, t = build(classes=5), normal(3, 1, 4, 4), torch.tensor([1, 2, 3])
     assert net.null_label == 5
     assert net.label_embedding.num_embeddings == 6
-    close(net(x, t), net(x, t, torch.tensor([5, 5, 5])), 0)
+    assert_close(net(x, t), net(x, t, torch.tensor([5, 5, 5])), rtol=0, atol=0)
     assert (net(x, t) - net(x, t, torch.tensor([4, 4, 4]))).abs().max() > 1e-4
 
 
@@ -518,7 +519,7 @@ def test_the_embeddings_of_time_and_label_are_added():
     w = net.time_mlp
     time = F.linear(timestep_embedding(t, 16).double(), w[0].weight, w[0].bias)
     time = F.linear(F.silu(time), w[2].weight, w[2].bias)
-    close(net._embed(x, t, y), time + net.label_embedding.weight[y], 1e-12)
+    assert_close(net._embed(x, t, y), time + net.label_embedding.weight[y], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16])
@@ -615,4 +616,4 @@ def test_the_net_is_one_graph_for_torch_compile():
     net, x, y = build(classes=5), normal(2, 1, 4, 4).float(), torch.tensor([1, 5])
     net = net.float()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
-    close(compiled(x, torch.tensor([3, 7]), y), net(x, torch.tensor([3, 7]), y), 1e-5)
+    assert_close(compiled(x, torch.tensor([3, 7]), y), net(x, torch.tensor([3, 7]), y), rtol=0, atol=1e-5)

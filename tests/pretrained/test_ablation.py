@@ -4,11 +4,12 @@ the summary of its runs."""
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from benchmarks import ablation
 from diffusion_core.networks import AttentionBlock, ResidualBlock
 from diffusion_core.pretrained import load_table
-from tests.conftest import close, normal
+from tests.conftest import normal
 
 X, T, Y = normal(2, 1, 8, 8).float(), torch.tensor([100, 700]), torch.tensor([3, 10])
 
@@ -32,7 +33,7 @@ def test_every_variant_runs_and_differs_from_the_full_net(variant):
 
 def test_without_time_the_answer_does_not_depend_on_t():
     net = awake("no time embedding")
-    close(net(X, T, Y), net(X, T + 200, Y), 0)
+    assert_close(net(X, T, Y), net(X, T + 200, Y), rtol=0, atol=0)
     assert (net(X, T, Y) - net(X, T, Y.flip(0))).abs().max() > 1e-3
 
 
@@ -58,7 +59,7 @@ def test_what_is_missing_is_missing():
     block = next(m for m in made("no residual").modules() if isinstance(m, ResidualBlock))
     x, emb = normal(2, 16, 8, 8).float(), normal(2, 128).float()
     nn.init.zeros_(block.conv2.weight)
-    close(block(x, emb), block.conv2.bias[None, :, None, None].expand(2, 16, 8, 8), 1e-6)
+    assert_close(block(x, emb), block.conv2.bias[None, :, None, None].expand(2, 16, 8, 8), rtol=0, atol=1e-6)
 
 
 def test_the_stored_table_is_of_todays_settings_and_the_summary_of_its_runs():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.testing import assert_close
 
 from diffusion_core import files
 from diffusion_core.files import read_safetensors, write_safetensors
@@ -23,7 +24,7 @@ from diffusion_core.training import (
     save_checkpoint,
     steps_done,
 )
-from tests.conftest import close, normal
+from tests.conftest import normal
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +36,7 @@ def test_tensors_and_metadata_come_back(tmp_path):
     found, metadata = read_safetensors(path)
     assert set(found) == {"w", "n"}
     assert metadata["step"] == "12"
-    close(found["w"], tensors["w"], 0)
+    assert_close(found["w"], tensors["w"], rtol=0, atol=0)
     assert found["n"].item() == 7
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.testing import assert_close
 
 from diffusion_core.data import Images, from_uint8
 from diffusion_core.ddpm import eps_loss, q_sample
@@ -43,7 +44,6 @@ from diffusion_core.training import (
 )
 from diffusion_core.training import config as settings_of
 from diffusion_core.training import loop as training
-from tests.conftest import close
 
 ROOT = Path(__file__).resolve().parents[2]
 T = 20
@@ -175,9 +175,9 @@ def test_train_is_the_loop_written_by_hand(grad_clip, p2_gamma):
     result = run(net, conf)
     assert losses(result) == pytest.approx(trace, rel=1e-4)
     for name, value in result.net.named_parameters():
-        close(value, theta[name], 1e-4)
+        assert_close(value, theta[name], rtol=0, atol=1e-4)
     for name, value in result.ema.named_parameters():
-        close(value, shadow[name], 1e-4)
+        assert_close(value, shadow[name], rtol=0, atol=1e-4)
     assert [row["step"] for row in result.history] == list(range(1, 13))
 
 
@@ -219,7 +219,7 @@ def test_p2_weights_are_their_formula():
     t = torch.arange(1, T + 1)
     for gamma in (0.5, 1.0, 2.0):
         expected = (1 + SCHEDULE.snr(t)) ** -gamma
-        close(p2_weights(SCHEDULE, t, gamma), expected, 1e-12)
+        assert_close(p2_weights(SCHEDULE, t, gamma), expected, rtol=0, atol=1e-12)
     assert torch.equal(p2_weights(SCHEDULE, t, 0.0), torch.ones(T, dtype=torch.float64))
     for outside in (-1, T + 1):
         with pytest.raises(ValueError, match=f"t = {outside}"):
@@ -337,7 +337,7 @@ def test_ema_is_its_formula_step_by_step():
         ema.update(net, k)
         decay = min(0.8, (1 + k) / (10 + k))
         shadow = decay * shadow + (1 - decay) * net.weight.detach().double()
-        close(ema.net.weight, shadow, 1e-3 * (1 + shadow.abs().max().item()) * 1e-2)
+        assert_close(ema.net.weight, shadow, rtol=0, atol=1e-3 * (1 + shadow.abs().max().item()) * 1e-2)
     assert ema.decay_at(0) == 0.1
     assert ema.decay_at(34) == pytest.approx(35 / 44)
     assert ema.decay_at(35) == 0.8
@@ -368,7 +368,7 @@ def test_ema_copies_buffers_and_leaves_the_net_alone():
     before = weights(net)
     ema.update(net, 0)
     same(before, weights(net))
-    close(ema.net.running_mean, net.running_mean, 0)
+    assert_close(ema.net.running_mean, net.running_mean, rtol=0, atol=0)
     assert ema.net.num_batches_tracked == 1
 
 
@@ -934,9 +934,9 @@ def test_two_processes_follow_the_path_of_one(tmp_path):
     print(f"largest difference of the loss over 30 steps, 2 processes against 1: {gap:.2e}")
     assert gap <= 1e-5
     for name, value in one.ema.state_dict().items():
-        close(two["ema"][name], value, 1e-4)
+        assert_close(two["ema"][name], value, rtol=0, atol=1e-4)
     resumed = run(tiny(seed=5), config(steps=30, log_every=1), folder=tmp_path / "run", resume=True)
-    close(resumed.net.mix.weight, one.net.mix.weight, 1e-4)
+    assert_close(resumed.net.mix.weight, one.net.mix.weight, rtol=0, atol=1e-4)
 
 
 def test_a_batch_that_does_not_split_is_refused():
