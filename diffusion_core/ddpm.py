@@ -107,7 +107,7 @@ def ddpm_step(
     alpha, beta, beta_tilde = step_rates(alpha_bar_t, alpha_bar_s)
     eps_weight = beta / (1 - alpha_bar_t).sqrt()
     mean = (x_t - expand(eps_weight, x_t) * eps) / expand(alpha.sqrt(), x_t)
-    sigma = (beta if variance == "beta" else beta_tilde).sqrt() * (alpha_bar_s < 1)
+    sigma = beta.sqrt() * (alpha_bar_s < 1) if variance == "beta" else beta_tilde.sqrt()
     return (mean + expand(sigma, x_t) * z).to(x_t)
 
 

@@ -105,8 +105,9 @@ def expand(coefficient: Tensor, like: Tensor) -> Tensor:
             "give floating-point numbers, such as from_uint8(pixels)"
         )
     check_batch(coefficient, like, "the coefficient")
-    shape = coefficient.shape + (1,) * (like.ndim - 1) if coefficient.ndim else ()
-    return coefficient.reshape(shape).to(like.device, like.dtype)
+    if coefficient.ndim:
+        coefficient = coefficient.reshape(-1, *[1] * (like.ndim - 1))
+    return coefficient.to(like)
 
 
 def _checked_table(alpha_bar: Tensor) -> Tensor:
@@ -207,14 +208,12 @@ class NoiseSchedule:
 
     def _look_up(self, t: Tensor) -> Tensor:
         """alpha_bar_at, for times that are checked."""
-        below = t.floor().long()
-        whole = t == below
-        if bool(whole.all()):
-            return self.alpha_bar[below]
-        log_table = self.alpha_bar.log()
-        above = t.ceil().long()
-        between = torch.exp(torch.lerp(log_table[below], log_table[above], t - below))
-        return torch.where(whole, self.alpha_bar[below], between)
+        floor = t.floor()
+        if torch.equal(t, floor):
+            return self.alpha_bar.take(t.long())
+        log_table, below, above = self.alpha_bar.log(), floor.long(), t.ceil().long()
+        between = torch.exp(torch.lerp(log_table[below], log_table[above], t - floor))
+        return torch.where(t == floor, self.alpha_bar[below], between)
 
     def at(self, t: Time, like: Tensor) -> tuple[Tensor, Tensor]:
         """The pair of rates (signal, noise), ready to multiply like.
