@@ -19,9 +19,14 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 
+from diffusion_core import EQUATIONS
 from tools import address, benchmarks, book, layout, ledger, pages, stale, symptoms
 
-PACKAGE_MODULES = sorted(p.stem for p in layout.PACKAGE.glob("*.py") if not p.stem.startswith("_"))
+# The files and the rooms at the top level of the package: each has a page.
+PACKAGE_MODULES = sorted(
+    {p.relative_to(layout.PACKAGE).parts[0].removesuffix(".py") for p in layout.PACKAGE.rglob("*.py")}
+    - {"__init__", "__main__", "_validate"}
+)
 # What a page may not load from another host; `rel="canonical"` and ordinary links are no loading.
 LOADING = {
     "script": "src",
@@ -352,11 +357,13 @@ def notation_rows():
     return rows
 
 
-NOTATION_MODULES = [
-    m
-    for m in ("schedules", "ddpm", "ddim", "sde", "guidance", "exact", "unet")
-    if m in PACKAGE_MODULES
-]
+MODULES = sorted(
+    ".".join(p.relative_to(layout.PACKAGE).with_suffix("").parts)
+    for p in layout.PACKAGE.rglob("*.py")
+    if not p.stem.startswith("_")
+)
+MATHEMATICS = [m for m in MODULES if "." not in m and f"{m}." in " ".join(EQUATIONS.values())]
+NOTATION_MODULES = [*MATHEMATICS, "networks.unet", "training.config"]
 # Arguments that are no symbols of the mathematics: who draws, what is checked, how wide a layer is.
 STRUCTURAL = {
     "self",
@@ -373,13 +380,17 @@ STRUCTURAL = {
     "high",
     "nats",
     "steps",
+    "strata",
+    "name",
+    "guided",
+    "unguided",
 }
 
 
 def package_names():
     """(public names of the package, attributes written Class.name, arguments of public functions of NOTATION_MODULES)."""
     names, attributes, arguments = set(), set(), set()
-    for module_name in PACKAGE_MODULES:
+    for module_name in MODULES:
         module = importlib.import_module(f"diffusion_core.{module_name}")
         for name, value in vars(module).items():
             if name.startswith("_"):
@@ -426,7 +437,7 @@ def test_our_names_in_the_notation_exist():
 
 def test_the_notation_holds_every_argument_of_the_mathematics():
     listed = {name for _, _, ours, _ in notation_rows() for name in ours}
-    mathematical = {module: set() for module in ("schedules", "ddpm", "exact")}
+    mathematical = {module: set() for module in MATHEMATICS}
     for module_name in mathematical:
         module = importlib.import_module(f"diffusion_core.{module_name}")
         for name, value in vars(module).items():
@@ -460,18 +471,13 @@ def test_the_notation_holds_the_contract():
             "timesteps",
             "karras_times",
         ],
-        "ddpm": [
-            "q_sample",
-            "q_posterior",
-            "predict_v",
-            "eps_from_v",
-            "ddpm_step",
-            "eps_loss",
-            "simple_loss",
-            "vlb_terms",
-        ],
+        "prediction": ["predict_x0", "predict_v", "eps_from_v"],
+        "ddpm": ["q_sample", "q_posterior", "ddpm_step", "eps_loss", "simple_loss"],
+        "likelihood": ["vlb_terms"],
+        "ddim": ["ddim_sigma", "ddim_step", "ddim_invert"],
+        "guidance": ["classifier_free_guidance", "classifier_guidance", "clip_guidance"],
         "exact": ["GaussianMixture.log_prob", "GaussianMixture.score"],
-        "unet": ["UNet.forward", "UNet.null_label"],
+        "networks.unet": ["UNet.forward", "UNet.null_label"],
     }
     listed = {name for _, _, ours, _ in notation_rows() for name in ours}
     _, attributes, _ = package_names()
