@@ -40,7 +40,7 @@ def test_moments_by_hand():
     """The mean, and the covariance with N - 1 in the denominator."""
     found = moments(torch.tensor([[0.0, 2.0], [2.0, 2.0], [4.0, 8.0]]))
     assert_close(found.mean, torch.tensor([2.0, 4.0], dtype=F64), rtol=0, atol=1e-12)
-    assert_close(found.cov, torch.tensor([[4.0, 6.0], [6.0, 12.0]]), rtol=0, atol=1e-12)
+    assert_close(found.cov, torch.tensor([[4.0, 6.0], [6.0, 12.0]], dtype=F64), rtol=0, atol=1e-12)
     assert found.n == 3
     assert found.mean.dtype == found.cov.dtype == F64
 
