@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks import rivals
 from benchmarks.rivals import Contender
-from diffusion_core.commands import provenance
+from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import from_uint8, load_images
 from diffusion_core.ddpm import ddpm_sample
 from diffusion_core.evaluation import frechet_distance, load_classifier, moments

@@ -15,7 +15,7 @@ import torch
 from sklearn.svm import SVC
 from torch import nn
 
-from diffusion_core.commands import provenance
+from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import load_images, to_uint8
 from diffusion_core.ddpm import ddpm_sample
 from diffusion_core.files import write_json

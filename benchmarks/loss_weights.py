@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 
 from benchmarks.digits_seeds import FILE, SEEDS, STEPS, Judge, trained
-from diffusion_core.commands import provenance
+from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import load_images
 from diffusion_core.files import write_json
 from diffusion_core.training import RECIPES

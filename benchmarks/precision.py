@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion_core.commands import provenance
+from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import SIZES
 from diffusion_core.ddpm import eps_loss
 from diffusion_core.files import write_json

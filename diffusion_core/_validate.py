@@ -4,6 +4,7 @@ value and what would be right."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -13,6 +14,11 @@ from torch import Tensor
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Time = Tensor | int | float
 _NO_TIMES = (torch.float16, torch.bfloat16, torch.bool)
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be done, and the message says what would be right. The command
+    line shows it as one line; any other ValueError is a bug, and keeps its traceback."""
 
 
 def as_time(t: Time, low: float, high: float, name: str = "t") -> Tensor:
@@ -60,31 +66,35 @@ def check_before(s: Tensor, t: Tensor) -> None:
 def check_device(device: str) -> torch.device:
     """The device of this name.
 
-    Raises: ValueError if torch does not know it or cannot use it on this machine.
+    Raises: UsageError if torch does not know it or cannot compute on it on this machine.
     """
     try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"device = {device!r} is not available on this machine ({reason}); choose 'cpu', or "
-            "'cuda' where torch.cuda.is_available()"
-        ) from None
+        there = torch.zeros((), device=device)
+        there.item()  # "meta" holds tensors, but no numbers
+        return there.device
+    except NotImplementedError:
+        reason = "this PyTorch was built without it"  # and says so on a page
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = re.split(r"\.\s|\n", str(error))[0]
+    raise UsageError(
+        f"device = {device!r} is not available on this machine ({reason}); choose 'cpu', or "
+        "'cuda' where torch.cuda.is_available()"
+    )
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
-    """Raise ValueError unless the value is one of a Literal's."""
+    """Raise UsageError unless the value is one of a Literal's."""
     known = get_args(choices)
     if value not in known:
-        raise ValueError(f"{name} = {value!r} is unknown; choose one of {known}")
+        raise UsageError(f"{name} = {value!r} is unknown; choose one of {known}")
 
 
 def check_whole(name: str, value: int, least: int) -> None:
-    """Raise TypeError unless the value is an int, ValueError if it is below the least."""
+    """Raise TypeError unless the value is an int, UsageError if it is below the least."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} = {value!r} is {type(value).__name__}, expected int")
     if value < least:
-        raise ValueError(f"{name} = {value} must be at least {least}")
+        raise UsageError(f"{name} = {value} must be at least {least}")
 
 
 def check_same_shape(name: str, x: Tensor, other_name: str, other: Tensor) -> None:

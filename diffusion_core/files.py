@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from diffusion_core._validate import UsageError
+
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """The one atomic writer: to PATH.tmp beside it, flushed to the disk, then renamed. What
@@ -69,7 +71,7 @@ def write_json(path: str | Path, value: dict[str, Any]) -> None:
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file. Nothing in it is ever executed.
 
-    Raises: FileNotFoundError; PermissionError; ValueError if it is truncated or no
+    Raises: FileNotFoundError; PermissionError; UsageError if it is truncated or no
         safetensors file.
     """
     with _opened(path) as file:
@@ -96,7 +98,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(
+        raise UsageError(
             f"{path} is truncated or not a safetensors file ({error}); fetch or train it again"
         ) from error
 

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from diffusion_core.exact import GaussianMixture
-from diffusion_core.schedules import NoiseSchedule, cosine_betas, linear_betas, scaled_linear_betas
+from diffusion_core.networks import UNet
+from diffusion_core.pretrained import Pretrained
+from diffusion_core.schedules import (
+    NoiseSchedule,
+    cosine_betas,
+    linear_betas,
+    make_schedule,
+    scaled_linear_betas,
+)
 
 SCHEDULES = {
     "linear": NoiseSchedule.from_betas(linear_betas()),
@@ -45,3 +53,11 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def tiny(classes=3):
+    """A small net with random weights, as if it had been trained on the digits."""
+    torch.manual_seed(0)
+    net = UNet(width=8, multipliers=(1,), attention=(False,), classes=classes).eval()
+    torch.nn.init.normal_(net.conv_out.weight, std=0.1)
+    return Pretrained(net, make_schedule("linear"), {"data": {"name": "digits"}})

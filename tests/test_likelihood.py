@@ -10,12 +10,13 @@ from diffusion_core.exact import GaussianMixture
 from diffusion_core.likelihood import (
     bits_per_dim,
     decoder_nll,
+    estimate_bound,
     gaussian_kl,
     prior_kl,
     vlb_term,
     vlb_terms,
 )
-from diffusion_core.schedules import NoiseSchedule, cosine_betas
+from diffusion_core.schedules import NoiseSchedule, cosine_betas, linear_betas
 from tests.conftest import normal, seeded
 
 F64 = torch.float64
@@ -173,3 +174,19 @@ def test_the_bound_bounds(mixture):
         gaps.append((terms.sum(1) + mixture.log_prob(schedule)(x_0, 0)).mean().item())
     assert 0.3 < gaps[0] < 0.5
     assert 0.05 < gaps[1] < 0.2
+
+
+def test_the_bound_from_few_terms_is_the_whole_bound_on_average():
+    schedule = NoiseSchedule.from_betas(linear_betas(40, 1e-3, 0.3))
+    data = GaussianMixture(torch.ones(1), torch.zeros(1, 3), torch.tensor([0.3]))
+    x_0 = data.sample(50, torch.Generator().manual_seed(0)).clamp(-1, 1)
+    g = torch.Generator().manual_seed(1)
+    model = data.eps_model(schedule)
+    whole = torch.stack([vlb_terms(model, x_0, schedule, generator=g).sum(1).mean() for _ in range(10)])
+    for strata, repeats in ((4, 60), (39, 10)):
+        part = torch.stack([estimate_bound(model, x_0, schedule, strata, g).mean() for _ in range(repeats)])
+        error = math.sqrt(part.var() / repeats + whole.var() / 10)
+        assert abs(part.mean() - whole.mean()) < 4 * error, strata
+        assert error < 0.1 * whole.mean(), strata
+    with pytest.raises(ValueError, match=r"strata = 40 must be in 1\.\.T - 1 = 39"):
+        estimate_bound(data.eps_model(schedule), x_0, schedule, 40)

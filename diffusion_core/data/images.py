@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion_core._validate import UsageError
+
 Name = Literal["digits", "mnist", "fashion_mnist", "cifar10"]
 Split = Literal["train", "test"]
 SIZES: dict[Name, int] = {
@@ -19,6 +21,7 @@ SIZES: dict[Name, int] = {
     "cifar10": 32,
 }  # pixels, each side
 _TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+_CACHE = "~/.cache/diffusion_data"  # in words
 _FOLDER = _TORCHVISION | {"cifar10": "cifar-10-batches-py"}  # that torchvision keeps it in
 
 
@@ -55,10 +58,10 @@ def to_uint8(x: Tensor) -> Tensor:
     Equation: pixels = round(127.5 (x + 1)).
     Shapes: any; the same.
     Returns: uint8.
-    Raises: ValueError if a value is NaN.
+    Raises: UsageError if a value is NaN.
     """
     if bool(x.isnan().any()):
-        raise ValueError("the images hold NaN: the network or the sampler diverged")
+        raise UsageError("the images hold NaN: the network or the sampler diverged")
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -71,12 +74,12 @@ def load_images(name: Name, split: Split = "train", folder: str | Path | None = 
     the rest (1,497).
 
     Shapes: pixels (N, C, H, W) uint8; labels (N,) int64.
-    Raises: ValueError for an unknown name or split, or damaged files;
+    Raises: UsageError for an unknown name or split, or damaged files;
         FileNotFoundError, saying where it looked and what to do, if the files are not
         in the given folder, or are nowhere and cannot be downloaded.
     """
     if name not in get_args(Name) or split not in get_args(Split):
-        raise ValueError(
+        raise UsageError(
             f"name = {name!r}, split = {split!r}: choose from {get_args(Name)} and "
             f"{get_args(Split)}"
         )
@@ -94,32 +97,56 @@ def _digits(split: Split) -> Images:
 
 
 def _from_torchvision(name: Name, split: Split, folder: str | Path | None) -> Images:
-    import torchvision
-
-    cache = Path.home() / ".cache" / "diffusion_data"
-    where = (folder,) if folder else (os.environ.get("DIFFUSION_DATA"), cache)
-    places = [Path(place) for place in where if place]
-    load = getattr(torchvision.datasets, _TORCHVISION[name])
-    for place in places:
-        try:
-            return _as_images(load(root=place, train=split == "train", download=False))
-        except RuntimeError:  # not there
-            continue
-        except Exception as error:
-            raise ValueError(
-                f"the files of {name} in {place} are damaged ({type(error).__name__}: {error}); "
-                f"delete {place / _FOLDER[name]} and put or download it again"
-            ) from error
     if folder:
-        raise FileNotFoundError(
-            f"{name} was not found in {places[0]}: it must hold torchvision's "
-            f"{_FOLDER[name]} folder. Without a folder it is looked for in $DIFFUSION_DATA "
-            f"and {cache}, and downloaded"
-        )
+        found = _read(name, split, Path(folder))
+        if found is None:
+            raise FileNotFoundError(
+                f"{name} was not found in {folder}: it must hold torchvision's {_FOLDER[name]} "
+                f"folder. Without a folder it is looked for in $DIFFUSION_DATA and {_CACHE}, and "
+                "downloaded"
+            )
+        return found
+    named = os.environ.get("DIFFUSION_DATA")
+    if named and (found := _read(name, split, Path(named))):
+        return found
+    cache = _cache(name, named)
+    return _read(name, split, cache) or _download(name, split, cache, named)
+
+
+def _cache(name: Name, named: str | None) -> Path:
+    """The folder that downloads go to; a user without a home has none."""
     try:
-        return _as_images(load(root=cache, train=split == "train", download=True))
+        return Path.home() / ".cache" / "diffusion_data"
+    except RuntimeError as error:
+        looked = f"in {named}, and " if named else ""
+        raise FileNotFoundError(
+            f"{name} was not found {looked}in {_CACHE}, for this user has no home folder; set "
+            f"DIFFUSION_DATA to the folder that holds torchvision's {_FOLDER[name]} folder"
+        ) from error
+
+
+def _read(name: Name, split: Split, place: Path) -> Images | None:
+    """The data in this folder; None if it is not there.
+
+    Raises: UsageError if it is there, but damaged.
+    """
+    try:
+        return _load(name, split, place)
+    except PermissionError:
+        raise  # it says which file
     except Exception as error:
-        looked = ", ".join(str(p) for p in places)
+        # of files that are there torchvision says "not found or corrupted", if it keeps their sums
+        corrupted = "corrupted" in str(error) and (place / _FOLDER[name]).exists()
+        if "Dataset not found" in str(error) and not corrupted:
+            return None
+        raise UsageError(_damaged(name, place, error)) from error
+
+
+def _download(name: Name, split: Split, cache: Path, named: str | None) -> Images:
+    try:
+        return _load(name, split, cache, download=True)
+    except Exception as error:
+        looked = ", ".join(str(place) for place in (named, cache) if place)
         raise FileNotFoundError(
             f"{name} was not found (looked in {looked}) and could not be downloaded "
             f"({type(error).__name__}). "
@@ -128,7 +155,22 @@ def _from_torchvision(name: Name, split: Split, folder: str | Path | None) -> Im
         ) from error
 
 
-def _as_images(dataset) -> Images:
+def _damaged(name: Name, place: Path, error: Exception) -> str:
+    reason = str(error).split("\n")[0]
+    return (
+        f"the files of {name} in {place} are damaged ({type(error).__name__}: {reason}); "
+        f"delete {place / _FOLDER[name]} and put or download it again"
+    )
+
+
+def _load(name: Name, split: Split, place: Path, download: bool = False) -> Images:
+    import torchvision
+
+    of_torchvision = getattr(torchvision.datasets, _TORCHVISION[name])
+    dataset = of_torchvision(root=place, train=split == "train", download=download)
     pixels = torch.as_tensor(np.asarray(dataset.data))
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-    return Images(pixels, torch.as_tensor(dataset.targets).long())
+    labels = torch.as_tensor(dataset.targets).long()
+    if labels.shape != (len(pixels),):
+        raise ValueError(f"{len(pixels)} images, but labels of shape {tuple(labels.shape)}")
+    return Images(pixels, labels)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_core._validate import UsageError
 from diffusion_core.evaluation.metrics import Moments
 from diffusion_core.files import read_safetensors, sha256, write_safetensors
 from diffusion_core.networks import Classifier
@@ -25,11 +26,11 @@ def load_classifier(
     """
     net, card = load_net(name, folder)
     if not isinstance(net, Classifier):
-        raise ValueError(f"{name!r} is a {type(net).__name__}, not a classifier")
+        raise UsageError(f"{name!r} is a {type(net).__name__}, not a classifier")
     path = place_of(folder) / f"{name}_moments.safetensors"
     tensors, _ = read_safetensors(path)
     if sha256(path) != card.get("moments_sha256"):
-        raise ValueError(
+        raise UsageError(
             f"{path} is not the file that the card of {name!r} describes; fetch it again"
         )
     found = {

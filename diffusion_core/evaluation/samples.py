@@ -16,7 +16,7 @@ from diffusion_core.guidance import condition
 from diffusion_core.likelihood import bits_per_dim, estimate_bound
 from diffusion_core.networks import Classifier, classify
 from diffusion_core.prediction import clip_x0
-from diffusion_core.pretrained import Pretrained, generate
+from diffusion_core.pretrained import Pretrained, Sampler, generate
 
 NEAREST = 200  # images of a seed that are compared with every training image
 SHOWN = 10  # of these, the neighbours that are stored
@@ -27,7 +27,7 @@ QUANTILES = (0, 5, 50)  # per cent, of the distances to the nearest training ima
 
 class Setting(NamedTuple):
     """What all seeds share: the judge, the features of the test images, the real
-    images, and how many are painted, in how many steps."""
+    images, and how many are painted, in how many steps, and how."""
 
     judge: Classifier
     test_features: Tensor
@@ -36,6 +36,9 @@ class Setting(NamedTuple):
     samples: int
     steps: int
     device: str
+    sampler: Sampler = "ddpm"
+    eta: float | None = None
+    guidance_scale: float | None = None
 
 
 def evaluate_seed(model: Pretrained, setting: Setting, seed: int) -> dict[str, Any]:
@@ -46,7 +49,17 @@ def evaluate_seed(model: Pretrained, setting: Setting, seed: int) -> dict[str, A
     chosen = torch.randperm(len(real.pixels), generator=torch.Generator().manual_seed(seed))[:n]
     y = real.labels[chosen]
     began = time.perf_counter()
-    x = generate(model, y, n, setting.steps, seed, setting.device)
+    x = generate(
+        model,
+        y,
+        n,
+        setting.steps,
+        seed,
+        setting.device,
+        sampler=setting.sampler,
+        eta=setting.eta,
+        guidance_scale=setting.guidance_scale,
+    )
     seconds = time.perf_counter() - began
     read, features = classify(setting.judge, x)
     _, real_features = classify(setting.judge, from_uint8(real.pixels[chosen]))

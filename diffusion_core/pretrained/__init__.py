@@ -6,7 +6,11 @@ from diffusion_core.pretrained.cards import (
     read_card,
     save_net,
 )
-from diffusion_core.pretrained.generation import generate
+from diffusion_core.pretrained.generation import (
+    Sampler,
+    check_sampling,
+    generate,
+)
 from diffusion_core.pretrained.loading import (
     TABLES,
     Pretrained,
@@ -19,6 +23,8 @@ __all__ = [
     "TABLES",
     "WEIGHTS",
     "Pretrained",
+    "Sampler",
+    "check_sampling",
     "generate",
     "load_net",
     "load_pretrained",

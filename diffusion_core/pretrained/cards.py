@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffusion_core._validate import UsageError
 from diffusion_core.files import sha256, write_json, write_safetensors
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """Raises: ValueError if it is no card."""
+    """Raises: UsageError if it is no card."""
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch or train it again") from error
+        raise UsageError(f"{path} is not JSON ({error}); fetch or train it again") from error
     if not isinstance(card, dict) or not {"sha256", "net"} <= card.keys():
-        raise ValueError(f"{path} is no card: it holds no sha256 and no net")
+        raise UsageError(f"{path} is no card: it holds no sha256 and no net")
     return card
 
 

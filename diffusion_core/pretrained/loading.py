@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from diffusion_core._validate import UsageError
 from diffusion_core.files import read_safetensors, sha256
 from diffusion_core.networks import Classifier, UNet
 from diffusion_core.pretrained.cards import place_of, read_card
@@ -31,14 +32,14 @@ def load_pretrained(name: str, folder: str | Path | None = None) -> Pretrained:
     """A trained noise predictor by name, with its schedule and its card. Works offline.
 
     Returns: (net, schedule, card).
-    Raises: FileNotFoundError naming what is there; ValueError if the file is truncated,
+    Raises: FileNotFoundError naming what is there; UsageError if the file is truncated,
         is not the one its card describes, or holds another kind of net.
     """
     net, card = load_net(name, folder)
     if not isinstance(net, UNet):
-        raise ValueError(f"{name!r} is a {type(net).__name__}, not a noise predictor")
+        raise UsageError(f"{name!r} is a {type(net).__name__}, not a noise predictor")
     if "schedule" not in card or "name" not in card.get("data", {}):
-        raise ValueError(
+        raise UsageError(
             f"the card of {name!r} names no schedule or no data: the net cannot be used without; "
             "train it again"
         )
@@ -63,7 +64,7 @@ def load_net(name: str, folder: str | Path | None = None) -> tuple[nn.Module, di
     card = read_card(card_path)
     found = sha256(weights)
     if found != card["sha256"]:
-        raise ValueError(
+        raise UsageError(
             f"{weights} is not the file its card describes (SHA-256 {found[:12]}…, the card says "
             f"{card['sha256'][:12]}…); fetch it again"
         )
@@ -73,7 +74,7 @@ def load_net(name: str, folder: str | Path | None = None) -> tuple[nn.Module, di
         net = _NETS[card["net"]["class"]](**card["net"]["arguments"])
         net.load_state_dict(state)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{card_path} describes no net of these weights: {error!r}") from error
+        raise UsageError(f"{card_path} describes no net of these weights: {error!r}") from error
     return net.eval().requires_grad_(False), card
 
 

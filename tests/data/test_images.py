@@ -204,3 +204,81 @@ def test_damaged_files_are_named(tmp_path):
 def test_the_folder_of_cifar10_is_named_as_torchvision_does(tmp_path):
     with pytest.raises(FileNotFoundError, match="torchvision's cifar-10-batches-py folder"):
         load_images("cifar10", "test", tmp_path)
+
+
+def write_mnist(folder, train=3, test=2, cut=0, labels=None):
+    """The four files of a small MNIST; `cut` bytes are missing from the train images."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, n in (("train", train), ("t10k", test)):
+        head = bytes([0, 0, 8, 3]) + b"".join(k.to_bytes(4, "big") for k in (n, 28, 28))
+        body = bytes(n * 28 * 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes((head + body)[: -cut or None] if part == "train" else head + body)
+        count = labels if labels is not None and part == "train" else n
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + count.to_bytes(4, "big") + bytes(count))
+    return folder
+
+
+def test_whole_files_are_read(tmp_path):
+    assert load_images("mnist", "train", write_mnist(tmp_path)).pixels.shape == (3, 1, 28, 28)
+    assert load_images("mnist", "test", tmp_path).labels.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("where", ["given", "DIFFUSION_DATA", "cache"])
+@pytest.mark.parametrize("damage", [{"cut": 1000}, {"labels": 2}, {"labels": 4}], ids=str)
+def test_half_extracted_files_and_exchanged_labels_are_damaged(damage, where, monkeypatch, tmp_path):
+    """Not "not found", and no reason to ask the network."""
+    monkeypatch.setattr(Path, "home", classmethod(lambda cls: tmp_path / "home"))
+    monkeypatch.delenv("DIFFUSION_DATA", raising=False)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", _never)
+    place = tmp_path / "home" / ".cache" / "diffusion_data" if where == "cache" else tmp_path / where
+    if where == "DIFFUSION_DATA":
+        monkeypatch.setenv("DIFFUSION_DATA", str(place))
+    write_mnist(place, **damage)
+    with pytest.raises(ValueError, match=r"files of mnist in .* are damaged .*; delete .*MNIST and put or download it again") as caught:
+        load_images("mnist", "train", place if where == "given" else None)
+    assert str(place) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files_of_cifar10_are_not_called_missing(monkeypatch, tmp_path):
+    """torchvision knows their sums, and says one thing of both."""
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", _never)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"files of cifar10 in .* are damaged .*delete .*cifar-10-batches-py"):
+        load_images("cifar10", "train", tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_not_damaged(monkeypatch, tmp_path):
+    def refused(*arguments, **named):
+        raise PermissionError(13, "Permission denied", "train-images-idx3-ubyte")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", refused)
+    with pytest.raises(PermissionError, match="train-images"):
+        load_images("mnist", "train", tmp_path)
+
+
+def test_a_user_without_a_home_needs_none_where_a_folder_is_given(monkeypatch, tmp_path):
+    store = Store(monkeypatch, tmp_path, holds=[tmp_path / "given"])
+
+    def homeless(cls):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", classmethod(homeless))
+    load_images("mnist", "train", tmp_path / "given")
+    monkeypatch.setenv("DIFFUSION_DATA", str(tmp_path / "given"))
+    load_images("mnist", "train")
+    with pytest.raises(FileNotFoundError, match=r"mnist was not found in .*other"):
+        load_images("mnist", "train", tmp_path / "other")
+    monkeypatch.setenv("DIFFUSION_DATA", str(tmp_path / "other"))
+    with pytest.raises(FileNotFoundError, match=r"not found in .*other, and in .*no home folder; set DIFFUSION_DATA"):
+        load_images("mnist", "train")
+    monkeypatch.delenv("DIFFUSION_DATA")
+    with pytest.raises(FileNotFoundError, match="this user has no home folder; set DIFFUSION_DATA"):
+        load_images("mnist", "train")
+    assert all(not download for _, _, download in store.asked)
+
+
+def _never(*arguments, **named):
+    raise AssertionError("the network was asked")

@@ -1,0 +1,135 @@
+"""`python -m diffusion_core sample NAME`: images from trained weights, as one grid."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusion_core._validate import UsageError, check_whole
+from diffusion_core.cli.options import add_generation, check_file, load_for_sampling
+from diffusion_core.data import to_uint8
+from diffusion_core.files import write_bytes
+from diffusion_core.pretrained import Sampler, generate
+
+HELP = """Draw images from a trained network and save them as one grid.
+
+examples:
+  python -m diffusion_core sample mnist --labels 0-9 --out grid.png
+  python -m diffusion_core sample mnist --labels 3,1,4,1,5 --steps 50 --seed 7 --out pi.png
+  python -m diffusion_core sample mnist --sampler ddim --steps 20 --guidance 2
+  python -m diffusion_core sample digits --weights runs/digits     (what `train digits` made)
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `sample`."""
+    add = parser.add_argument
+    add_generation(parser, steps=100)
+    add("--labels", default="0-9", help="such as 0-9 or 3,1,4 or none (default: 0-9)")
+    add("--each", type=int, default=1, metavar="N", help="images of each label (default: 1)")
+    add("--seed", type=int, default=0, help="of the noise (default: 0)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("grid.png"),
+        metavar="FILE",
+        help="the picture (default: grid.png)",
+    )
+
+
+def sample(
+    name: str,
+    *,
+    labels: str = "0-9",
+    each: int = 1,
+    steps: int = 100,
+    sampler: Sampler = "ddpm",
+    eta: float | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    weights: Path | None = None,
+    out: Path = Path("grid.png"),
+) -> None:
+    """Draw `each` images of each label, a column a label, and save them as one picture.
+
+    Raises: UsageError; OSError.
+    """
+    check_whole("--each", each, 1)
+    check_file("--out", out)
+    model = load_for_sampling(name, weights, device, steps, sampler, eta, guidance)
+    wanted = parse_labels(labels, model.net.classes)
+    kind = _kind_of(out, model.net.channels)
+    columns = 10 if wanted is None else len(wanted)
+    x = generate(
+        model,
+        None if wanted is None else wanted.repeat(each),
+        columns * each,
+        steps,
+        seed,
+        device,
+        sampler=sampler,
+        eta=eta,
+        guidance_scale=guidance,
+    )
+    write_bytes(out, _encoded(_grid(x, columns), kind))
+    print(f"{len(x)} images: {out}")
+
+
+def parse_labels(text: str, classes: int | None) -> Tensor | None:
+    """ "0-9", "3,1,4" or "none" into labels.
+
+    Raises: UsageError if it cannot be read or a label is out of range.
+    """
+    if text == "none":
+        return None
+    parts = [re.fullmatch(r" *(\d+)(?:-(\d+))? *", part) for part in text.split(",")]
+    if not all(parts):
+        raise UsageError(f"--labels {text!r} cannot be read; write 0-9 or 3,1,4 or none")
+    ends = [(int(part[1]), int(part[2] or part[1])) for part in parts]
+    if any(low > high for low, high in ends):
+        raise UsageError(f"--labels {text!r}: a range goes from the smaller label to the larger")
+    if classes is None or not all(high < classes for _, high in ends):
+        known = (
+            "has no labels: use none" if classes is None else f"knows the labels 0-{classes - 1}"
+        )
+        raise UsageError(f"--labels {text!r}: this network {known}")
+    return torch.tensor([label for low, high in ends for label in range(low, high + 1)])
+
+
+def _grid(x: Tensor, columns: int) -> Image.Image:
+    """Images (N, C, H, W), row by row, as one picture, each pixel four by four."""
+    n, c, h, w = x.shape
+    pixels = to_uint8(x).reshape(n // columns, columns, c, h, w).permute(0, 3, 1, 4, 2)
+    grid = pixels.reshape(n // columns * h, columns * w, c).numpy()
+    image = Image.fromarray(grid.squeeze(-1) if c == 1 else grid)
+    return image.resize((image.width * 4, image.height * 4), Image.Resampling.NEAREST)
+
+
+def _kind_of(out: Path, channels: int) -> str:
+    """Pillow's name for the kind of file, which is tried out with one pixel.
+
+    Raises: UsageError if Pillow does not know it, or only reads it, or not with this many channels.
+    """
+    kind = Image.registered_extensions().get(out.suffix.lower())
+    if kind is None:
+        raise UsageError(f"--out {out}: {out.suffix!r} is no kind of image file; write grid.png")
+    try:
+        _encoded(_grid(torch.zeros(1, channels, 8, 8), 1), kind)
+    except Exception as error:  # each kind of file has errors of its own
+        raise UsageError(
+            f"--out {out}: Pillow cannot write this kind of file ({kind}); write grid.png"
+        ) from error
+    return kind
+
+
+def _encoded(image: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
