@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from diffusion_core._validate import check_device, check_whole
 from diffusion_core.data import Images, load_images, to_uint8

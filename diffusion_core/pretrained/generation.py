@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from diffusion_core._validate import check_device, check_whole
 from diffusion_core.data import SIZES
