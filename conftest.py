@@ -1,5 +1,5 @@
-"""For pytest, wherever in the repository it is started: the environment in which chapters run, and the rule by which --nbval
-compares their outputs."""
+"""For pytest, wherever in the repository it is started: the environment in which chapters run,
+and the rule by which --nbval compares their outputs."""
 
 import os
 

@@ -16,7 +16,9 @@ distance, `whole` a distance for whole numbers.
 import re
 from decimal import Decimal
 
-LEAST = Decimal("1e-4")  # of the value: what is left of the seven digits of float32 after a chapter's arithmetic
+LEAST = Decimal(
+    "1e-4"
+)  # of the value: what is left of the seven digits of float32 after a chapter's arithmetic
 BOUNDS = ("rtol", "atol", "whole")
 NUMBER = re.compile(
     r"""(?<![\w.]) [-+]?  (?: \d{1,3}(?:,\d{3})+ | \d+ )  (?: \.\d+ )?  (?: e[-+]?\d+ )?
@@ -33,7 +35,11 @@ def bounds_of(cell):
     if unknown := asked.keys() - set(BOUNDS):
         raise ValueError(f"unknown: {sorted(unknown)}; known: {BOUNDS}")
     for name, bound in asked.items():
-        if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not 0 < bound < float("inf"):
+        if (
+            isinstance(bound, bool)
+            or not isinstance(bound, (int, float))
+            or not 0 < bound < float("inf")
+        ):
             raise ValueError(f"{name} = {bound!r} must be a positive number")
     return {name: Decimal(str(bound)) for name, bound in asked.items()}
 
@@ -77,14 +83,20 @@ def as_stored(new, stored, bounds=None):
     lines, stored_lines = new.split("\n"), stored.split("\n")
     if len(lines) != len(stored_lines):
         return new
-    return "\n".join(_line_as_stored(*pair, bounds or {}) for pair in zip(lines, stored_lines, strict=True))
+    return "\n".join(
+        _line_as_stored(*pair, bounds or {}) for pair in zip(lines, stored_lines, strict=True)
+    )
 
 
 def _texts(outputs):
     """What was printed, and what was shown as plain text, in order: [(dictionary, key), ...] of each. HTML and LaTeX are compared
     as they are."""
     printed = [(output, "text") for output in outputs if output.get("name") == "stdout"]
-    shown = [(output["data"], "text/plain") for output in outputs if "text/plain" in output.get("data", {})]
+    shown = [
+        (output["data"], "text/plain")
+        for output in outputs
+        if "text/plain" in output.get("data", {})
+    ]
     return printed, shown
 
 

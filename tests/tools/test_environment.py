@@ -38,7 +38,9 @@ def imported(path):
 @each_chapter
 def test_a_chapter_imports_what_the_requirements_name(path):
     """What another package happens to bring may leave with it, or break."""
-    allowed = declared("requirements.txt", "requirements-compare.txt") | GIVEN | sys.stdlib_module_names
+    allowed = (
+        declared("requirements.txt", "requirements-compare.txt") | GIVEN | sys.stdlib_module_names
+    )
     assert set(imported(path)) <= allowed
 
 
@@ -50,7 +52,9 @@ def test_a_cell_that_asks_for_bounds_says_why(path):
 
 def test_execution_keeps_the_bounds_of_a_cell():
     book = {"rtol": 0.05, "why": "a network is trained here"}
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", metadata={"book": book, "trusted": True})])
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("1", metadata={"book": book, "trusted": True})]
+    )
     clean(nb)
     assert nb.cells[0].metadata == {"book": book}
 
@@ -58,6 +62,26 @@ def test_execution_keeps_the_bounds_of_a_cell():
 def test_no_progress_bar_asks_for_widgets():
     """tqdm.auto warns in every notebook without ipywidgets; tqdm never does."""
     wanting = re.compile(r"tqdm\.(?:auto|notebook|autonotebook)\b|\btqdm_notebook\b")
-    sources = [p for folder in ("diffusion_core", "book", "tools", "benchmarks") for p in (layout.ROOT / folder).rglob("*")]
+    sources = [
+        p
+        for folder in ("diffusion_core", "book", "tools", "benchmarks")
+        for p in (layout.ROOT / folder).rglob("*")
+    ]
     sources = [path for path in sources if path.suffix in {".py", ".ipynb", ".md"}]
     assert [path for path in sources if wanting.search(path.read_text(encoding="utf8"))] == []
+
+
+def test_the_tests_run_on_every_kind_of_machine():
+    """x64 and Arm; Linux, macOS and Windows; from the oldest Python that is promised on."""
+    import yaml
+
+    jobs = yaml.safe_load((layout.ROOT / ".github/workflows/test.yml").read_text(encoding="utf8"))[
+        "jobs"
+    ]
+    systems = {jobs["test"]["runs-on"], *jobs["elsewhere"]["strategy"]["matrix"]["system"]}
+    assert all(
+        any(part in system for system in systems)
+        for part in ("ubuntu-latest", "arm", "macos", "windows")
+    )
+    assert {"3.11", "3.12", "3.13"} <= set(jobs["test"]["strategy"]["matrix"]["python"])
+    assert jobs["elsewhere"]["steps"][-1]["run"] == "python -m tools.verify"

@@ -18,7 +18,10 @@ shape (3, 28, 28), version 3.10.0
 
 
 def passes(new, stored=STORED, **bounds):
-    return as_stored(new, stored, {name: Decimal(str(bound)) for name, bound in bounds.items()}) == stored
+    return (
+        as_stored(new, stored, {name: Decimal(str(bound)) for name, bound in bounds.items()})
+        == stored
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,10 +125,16 @@ def test_bounds_are_read_from_the_metadata():
 
 @pytest.mark.parametrize(
     "asked",
-    [{"rtol": 0.1}, {"rtol": -1, "why": "w"}, {"rtol": True, "why": "w"}, {"atol": float("inf"), "why": "w"}, {"tol": 1, "why": "w"}],
+    [
+        {"rtol": 0.1},
+        {"rtol": -1, "why": "w"},
+        {"rtol": True, "why": "w"},
+        {"atol": float("inf"), "why": "w"},
+        {"tol": 1, "why": "w"},
+    ],
 )
 def test_bounds_that_are_none_are_refused(asked):
-    with pytest.raises(ValueError, match="why|unknown|positive"):
+    with pytest.raises(ValueError, match=r"why|unknown|positive"):
         bounds_of(cell_that_asks(**asked))
 
 
@@ -133,8 +142,16 @@ SOURCE = "from IPython.display import Code; Code('a = {}', language='python')"
 CELLS = {  # source: the source whose output is stored, metadata, whether they are the same
     "print('loss 0.112')": ("print('loss 0.111')", {}, True),
     "print('loss 0.115')": ("print('loss 0.111')", {}, False),
-    "print('loss 0.116')": ("print('loss 0.111')", {"book": {"rtol": 0.05, "why": "trained"}}, True),
-    "print('loss 0.117')": ("print('loss 0.111')", {"book": {"rtol": 0.05}}, False),  # without a reason
+    "print('loss 0.116')": (
+        "print('loss 0.111')",
+        {"book": {"rtol": 0.05, "why": "trained"}},
+        True,
+    ),
+    "print('loss 0.117')": (
+        "print('loss 0.111')",
+        {"book": {"rtol": 0.05}},
+        False,
+    ),  # without a reason
     "print('gain 0.111')": ("print('loss 0.111')", {}, False),
     "print('loss nan')": ("print('loss 0.111')", {}, False),
     "0.1 + 1": ("0.2 + 1", {}, True),
@@ -149,19 +166,36 @@ def test_pytest_compares_by_the_rule(tmp_path):
     """Plain `pytest --nbval`, with the repository's conftest.py."""
     from nbclient import NotebookClient
 
-    nb = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
-    nb.cells = [nbformat.v4.new_code_cell(stored, metadata=metadata) for stored, metadata, _ in CELLS.values()]
+    nb = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    )
+    nb.cells = [
+        nbformat.v4.new_code_cell(stored, metadata=metadata)
+        for stored, metadata, _ in CELLS.values()
+    ]
     nb.cells.insert(0, nbformat.v4.new_code_cell("import sys"))
     NotebookClient(nb, kernel_name="python3").execute()
     for cell, source in zip(nb.cells[1:], CELLS):
         cell.source = source
     nbformat.write(nb, tmp_path / "chapter.ipynb")
-    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-q", "-rA", "--nbval", str(tmp_path / "chapter.ipynb")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "conftest",
+        "-q",
+        "-rA",
+        "--nbval",
+        str(tmp_path / "chapter.ipynb"),
+    ]
     report = subprocess.run(command, cwd=layout.ROOT, capture_output=True, text=True).stdout
     for number, (source, (_, _, same)) in enumerate(CELLS.items(), 1):
         outcome = "PASSED" if same else "FAILED"
         lines = [line for line in report.splitlines() if line.startswith(outcome)]
-        assert any(f"::Cell {number}" in line + " " and f"::Cell {number}0" not in line for line in lines), f"{source}\n{report}"
+        assert any(
+            f"::Cell {number}" in line + " " and f"::Cell {number}0" not in line for line in lines
+        ), f"{source}\n{report}"
 
 
 def test_the_processor_is_for_the_caller_to_choose(monkeypatch):
