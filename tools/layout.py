@@ -140,7 +140,6 @@ def kernel_environment():
         "MKL_NUM_THREADS": threads,
         "TQDM_DISABLE": "1",
         "PYTHONHASHSEED": "0",
-        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm, where ipywidgets is not installed
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -7,6 +7,7 @@ import sys
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from tools import layout
 from tools.execute import clean
@@ -59,16 +60,30 @@ def test_execution_keeps_the_bounds_of_a_cell():
     assert nb.cells[0].metadata == {"book": book}
 
 
-def test_no_progress_bar_asks_for_widgets():
+def test_no_progress_bar_of_ours_asks_for_widgets():
     """tqdm.auto warns in every notebook without ipywidgets; tqdm never does."""
-    wanting = re.compile(r"tqdm\.(?:auto|notebook|autonotebook)\b|\btqdm_notebook\b")
-    sources = [
-        p
-        for folder in ("diffusion_core", "book", "tools", "benchmarks")
-        for p in (layout.ROOT / folder).rglob("*")
-    ]
+    imported = re.compile(
+        r'^[\s">]*(?:import|from) .*(?:tqdm\.(?:auto|notebook|autonotebook)|tqdm_notebook)\b',
+        re.MULTILINE,
+    )
+    folders = ("diffusion_core", "book", "tools", "benchmarks")
+    sources = [path for folder in folders for path in (layout.ROOT / folder).rglob("*")]
     sources = [path for path in sources if path.suffix in {".py", ".ipynb", ".md"}]
-    assert [path for path in sources if wanting.search(path.read_text(encoding="utf8"))] == []
+    assert [p for p in sources if imported.search(p.read_text(encoding="utf8"))] == []
+
+
+@pytest.mark.parametrize(
+    "module", ["tqdm.auto", "diffusion_core.training", "diffusion_core.pretrained"]
+)
+def test_nothing_warns_in_a_notebook_without_widgets(monkeypatch, module):
+    """Not even what accelerate and diffusers import, once the package is there."""
+    for name in ("PYTHONWARNINGS", "TQDM_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(f"import diffusion_core, {module}")]
+    )
+    NotebookClient(nb, kernel_name="python3").execute()
+    assert nb.cells[0].outputs == []
 
 
 def test_the_tests_run_on_every_kind_of_machine():
