@@ -12,7 +12,7 @@ PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraint
 BOOK   := $(PY) -m tools.book
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help book serve test lab execute chapter pages train evaluate bench gpu hero mutate alone lint address clean
+.PHONY: help book serve test lab execute chapter pages train evaluate bench gpu hero mutate alone processors lint address clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
@@ -77,8 +77,11 @@ hero: .venv/with-test  ## draw the landing page's animation with the shipped net
 mutate: .venv/with-test  ## inject bugs mechanically and count those the tests catch
 	$(PY) -m tools.mutate
 
-alone: .venv/with-test  ## run every chapter in an empty folder, with the package installed from the last commit
-	$(PY) -m tools.alone
+alone: .venv/with-test  ## run every chapter in an empty folder, with the last commit's package (ALONE=--newest: and the newest of all others)
+	$(PY) -m tools.alone $(ALONE)
+
+processors: .venv/with-test  ## run the chapters as on older processors, with one thread and with four (CHAPTERS="a.ipynb", default all)
+	$(PY) -m tools.processors $(CHAPTERS)
 
 lint: .venv/with-test  ## ruff over package, tools, tests and chapters
 	$(PY) -m ruff check diffusion_core tools tests book $(wildcard benchmarks)

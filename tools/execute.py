@@ -57,7 +57,7 @@ def clean(nb):
     for number, cell in enumerate(nb.cells):
         cell.setdefault("id", f"cell-{number}")
         cell.metadata = nbformat.from_dict(
-            {k: v for k, v in cell.metadata.items() if k in {"tags", "cellView", "mystnb"}}
+            {k: v for k, v in cell.metadata.items() if k in {"tags", "cellView", "mystnb", "book"}}
         )
         for output in cell.get("outputs", []):
             output.pop("transient", None)

@@ -1,6 +1,6 @@
 """Every test of the package, the tools and the site, then every chapter run again and compared with its stored outputs.
 
-`python -m tools.verify [arguments for pytest]` (`make test`): one pytest run, strict nbval, no GPU, no network.
+`python -m tools.verify [arguments for pytest]` (`make test`): one pytest run, no GPU, no network. `conftest.py` sees to the rest.
 """
 
 import os
@@ -10,9 +10,6 @@ from tools import layout
 
 
 def main():
-    os.environ.update(layout.kernel_environment())
-    os.environ.pop("MPLBACKEND")  # nbval's kernels choose the inline backend themselves
-    os.environ["JUPYTER_PLATFORM_DIRS"] = "1"
     os.chdir(layout.ROOT)
     import pytest
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from diffusion_core._validate import UsageError
 from diffusion_core.cli.provenance import data_card, provenance

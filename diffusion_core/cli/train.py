@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 from accelerate import PartialState
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from diffusion_core._validate import UsageError, check_device
 from diffusion_core.cli.classifier import CLASSIFIERS, ClassifierConfig, train_judge

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from diffusion_core._validate import UsageError, check_choice, check_device, check_whole
 from diffusion_core.data import SIZES
