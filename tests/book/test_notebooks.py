@@ -17,6 +17,7 @@ from tools.execute import ADDRESS
 CHAPTERS = layout.chapters()
 NUMBERED = [path for path in CHAPTERS if re.match(r"\d-", path.parent.name)]
 TAGS = {
+    "given",
     "remove-cell",
     "hide-cell",
     "hide-input",
