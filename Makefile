@@ -12,7 +12,7 @@ PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraint
 BOOK   := $(PY) -m tools.book
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help book serve test lab execute chapter pages train evaluate bench gpu hero mutate alone processors lint address clean
+.PHONY: help book serve test lab execute chapter pages train evaluate bench gpu hero mutate alone processors lint clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
@@ -51,8 +51,10 @@ lab: .venv/with-lab  ## open the chapters in JupyterLab
 execute: .venv/with-test  ## re-run the chapters and store their outputs (CHAPTERS="a.ipynb b.ipynb" or --stale, default all)
 	$(PY) -m tools.execute $(CHAPTERS)
 
-chapter: .venv/with-test  ## write a new chapter's skeleton: make chapter FILE=book/3-variants/ddim.ipynb TITLE="DDIM"
-	$(PY) -m tools.chapter "$(FILE)" "$(TITLE)"
+chapter:  ## write a new chapter's skeleton: make chapter FILE=book/3-variants/ddim.ipynb TITLE="DDIM"
+	@test ! -e "$(FILE)" || { echo "$(FILE) is there already"; exit 1; }
+	@mkdir -p "$(dir $(FILE))"
+	sed 's|{file}|$(FILE)|; s|{title}|$(TITLE)|' tools/template.ipynb > "$(FILE)"
 
 pages: .venv/with-book  ## rewrite the generated reference pages: ledger, bugs, benchmarks, status, symptoms
 	$(PY) -m tools.pages
@@ -85,9 +87,6 @@ processors: .venv/with-test  ## run the chapters as on older processors, with on
 
 lint: .venv/with-test  ## ruff over package, tools, tests and chapters
 	$(PY) -m ruff check diffusion_core tools tests book $(wildcard benchmarks)
-
-address: .venv/with-book  ## change the repository's address everywhere: make address URL=https://github.com/you/yours
-	$(PY) -m tools.address $(URL)
 
 clean:  ## remove the built site (not .venv)
 	rm -rf _build

@@ -111,6 +111,12 @@ def page_title(path):
     return next(line[2:].strip() for line in text.splitlines() if line.startswith("# "))
 
 
+def modules():
+    """Every module of the package that has a public name: `ddpm`, `networks/unet`."""
+    found = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    return sorted(path.as_posix() for path in found if not path.name.startswith("_"))
+
+
 def package_files():
     """The files of the package: source, weights, cards, tables."""
     return sorted(

@@ -1,11 +1,11 @@
 """Put bugs into the package, one at a time, and count those that the tests, and the chapters' checks, catch.
 
-`python -m tools.mutate [MODULE ...]` (`make mutate`): for every mutant of schedules, ddpm, exact, unet, training and checkpoints, a
-process of its own runs the tests of that module against it. Then the cells of the chapters that lead to a
-check(..., equation=...) run against the mutants of the functions that they call, until each equation has been failed by one.
+`python -m tools.mutate [MODULE ...]` (`make mutate`): for every mutant of a module, a process of its own runs the tests of that
+module against it. Then the cells of the chapters that prove an equation run against the mutants of the functions that they call,
+until each equation has been failed by one.
 Results go to book/_data/mutation.json; a run that was stopped goes on where it was; runs of different modules, or of a module and of
 "equations", may go side by side; a change of the tests alone tries the survivors again (--again: all of them). Mutants that change
-nothing one could observe are named, with the reason, in tools/equivalent_mutants.yml; every other survivor is listed.
+nothing one could observe are named, with the reason, in tools/mutation/equivalent.yml; every other survivor is listed.
 """
 
 import argparse
@@ -14,22 +14,30 @@ import functools
 import gc
 import importlib
 import itertools
-import multiprocessing
 import os
 import re
-import signal
 import sys
-import time
 
-from tools import layout, verdicts
-from tools.mutants import mutants
+from tools import layout
+from tools.mutation import proofs, verdicts
+from tools.mutation.mutants import mutants
+from tools.mutation.process import in_process, observe_proof, observe_tests, run_proof, run_tests
+from tools.mutation.verdicts import (
+    RESULT,
+    TESTS,
+    function_hash,
+    load,
+    source,
+    still_valid,
+    store,
+    summary,
+)
 from tools.pages import write_all
-from tools.reach import Reach
-from tools.slices import RAISED, equation_slice
-from tools.verdicts import RESULT, TESTS, function_hash, load, source, still_valid, store, summary
 
-EQUATION_MODULES = ("ddpm", "schedules", "exact", "metrics", "unet", "training")
-PYTEST = ["-q", "--assert=plain", *(word for plugin in ("cacheprovider", "unraisableexception") for word in ("-p", f"no:{plugin}"))]
+EQUATION_MODULES = (
+    *("ddpm", "prediction", "sampling", "likelihood", "schedules", "exact"),
+    *("evaluation/metrics", "networks/unet", "training/loop", "training/config"),
+)
 FORMULA = ("sign", "dropped sqrt", "dropped power", "dropped term", "dropped factor", "operator")  # tried first on equations
 # imported before the forks, so that each of them starts fast; the package itself must not be among them
 HEAVY = (
@@ -37,96 +45,7 @@ HEAVY = (
     *("diffusers.models.unets.unet_2d", "diffusers.models.embeddings", "diffusers.schedulers.scheduling_ddpm"),
     *("diffusers.schedulers.scheduling_ddim", "denoising_diffusion_pytorch", "matplotlib.pyplot", "IPython.display", "pytest"),
 )
-SLICE_LIMIT = 600
-LIMIT = 300  # seconds for one mutant; one that takes longer (an endless loop) counts as caught
-
-
-def install(mutant):
-    """From now on `import diffusion_core.MODULE` gives the mutant."""
-    import importlib.abc
-    import importlib.util
-
-    name = f"diffusion_core.{mutant.module}"
-
-    class Loader(importlib.abc.Loader):
-        def exec_module(self, module):
-            exec(compile(mutant.source, module.__spec__.origin, "exec"), module.__dict__)
-
-    class Finder(importlib.abc.MetaPathFinder):
-        def find_spec(self, fullname, path=None, target=None):
-            if fullname != name:
-                return None
-            origin = str(layout.PACKAGE / f"{mutant.module}.py")
-            return importlib.util.spec_from_file_location(fullname, origin, loader=Loader())
-
-    sys.meta_path.insert(0, Finder())
-
-
-def quiet():
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
-
-
-def start_tests(mutant):
-    """What every process does before it runs tests: one thread, no output, the mutant in place of its module."""
-    os.setsid()
-    quiet()
-    import torch
-
-    torch.set_num_threads(1)
-    install(mutant)
-
-
-def run_tests(mutant, tests, answer):
-    """In a process of its own: does one of these tests fail?"""
-    start_tests(mutant)
-    import pytest
-
-    answer.put(int(pytest.main([*PYTEST, "-x", *tests])) != 0)
-
-
-def observe_tests(module, answer):
-    """In a process of its own: which functions of the unchanged module does each test call, and how long does it take?"""
-    start_tests(_unchanged(module))
-    import pytest
-
-    reach = Reach(module)
-    passed = int(pytest.main([*PYTEST, *TESTS[module]], plugins=[reach])) == 0
-    answer.put((reach.tests, reach.outside) if passed else None)
-
-
-def run_slice(mutant, part, answer):
-    """In a process of its own: which checks of this part of a chapter fail? Answers {equation: [claim, ...]}."""
-    start_tests(mutant)
-    answer.put(part.failures())
-
-
-def observe_slice(part, answer):
-    """In a process of its own: the failures of the unchanged package (there should be none), and the functions that are called."""
-    start_tests(_unchanged("exact"))
-    reach = Reach(*EQUATION_MODULES)
-    failed = part.failures()
-    sys.setprofile(None)
-    answer.put((failed, reach.outside))
-
-
-def in_process(target, *arguments, limit=LIMIT):
-    """The answer of a forked process, or None if it died or took too long."""
-    context = multiprocessing.get_context("fork")
-    answer = context.SimpleQueue()
-    process = context.Process(target=target, args=(*arguments, answer))
-    process.start()
-    deadline = time.monotonic() + limit
-    while process.is_alive() and answer.empty() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    found = None if answer.empty() else answer.get()
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        process.kill()
-    process.join()
-    return found
+PROOF_LIMIT = 600  # seconds; a test may take process.LIMIT
 
 
 def try_module(module, result):
@@ -168,21 +87,21 @@ def reaching(mutant, tests, outside):
 
 
 def try_equations(result, only=()):
-    """For every chapter and every equation that it checks: a mutant that makes one of the checks fail, if there is one. Slices
+    """For every chapter and every equation that it checks: a mutant that makes one of the checks fail, if there is one. Proofs
     that have not changed since the last run keep their verdict. A run that is stopped leaves the others as they were."""
-    known, seen = result.setdefault("slices", {}), set()
+    known, seen = result.setdefault("proofs", {}), set()
     for path in layout.chapters():
-        for key in equation_slice(path).equations:
-            part = equation_slice(path, [key])
-            name, mark = f"{part.chapter}: {key}", part.mark
+        for key in proofs.proven_by(path):
+            proof = proofs.of_chapter(path, key)
+            name, mark = f"{proof.chapter}: {key}", proof.mark
             seen.add(name)
             if verdicts.still_failing(known.get(name), mark) or (only and key not in only):
                 continue
-            mutant = failed_by(part, key)
+            mutant = failed_by(proof, key, known.get(name, {}).get("mutant"))
             known[name] = {"hash": mark, "mutant": mutant, "function": function_hash(mutant)}
             result["equations"][key] = _bugs_of(key, known)
             store(result)
-    result["slices"] = {name: entry for name, entry in known.items() if name in seen}
+    result["proofs"] = {name: entry for name, entry in known.items() if name in seen}
     present = {name.split(": ")[1] for name in seen}
     result["equations"] = {key: bugs for key, bugs in result["equations"].items() if key in present}
     store(result)
@@ -191,24 +110,24 @@ def try_equations(result, only=()):
 
 
 def _bugs_of(key, known):
-    """The different mutants that the slices of an equation were failed by."""
+    """The different mutants that the proofs of an equation were failed by."""
     return list(dict.fromkeys(e["mutant"] for name, e in known.items() if name.split(": ")[1] == key and e["mutant"]))
 
 
-def failed_by(part, key):
-    """The first mutant that makes a check of this equation fail by its numbers, or None."""
-    observed = in_process(observe_slice, part, limit=SLICE_LIMIT)
+def failed_by(proof, key, first=None):
+    """The first mutant that makes a check of this equation fail by its numbers, or None. `first`, by its name, is tried first."""
+    observed = in_process(observe_proof, proof, EQUATION_MODULES, limit=PROOF_LIMIT)
     if observed is None or observed[0]:
-        sys.exit(f"{part.chapter}: checks of {key} fail, or take too long, without any mutant: {observed and observed[0]}")
+        sys.exit(f"{proof.chapter}: checks of {key} fail, or take too long, without any mutant: {observed and observed[0]}")
     queue = _interleaved([m for m in _mutants_of(module) if (module, m.function) in observed[1]] for module in EQUATION_MODULES)
     named = functions_of_equation(key)
-    queue.sort(key=lambda m: (m.module, m.function) not in named)  # a stable sort: the rest keeps its order
+    queue.sort(key=lambda m: (m.name != first, (m.module, m.function) not in named))  # a stable sort: the rest keeps its order
     for i, mutant in enumerate(queue, 1):
-        claims = (in_process(run_slice, mutant, part, limit=SLICE_LIMIT) or {}).get(key, [])
-        if set(claims) - {RAISED}:  # a number must be wrong; stopping is not enough
-            print(f"{part.chapter}, mutant {i} of {len(queue)}: {key} failed by {mutant.name}", flush=True)
+        claims = (in_process(run_proof, mutant, proof, limit=PROOF_LIMIT) or {}).get(key, [])
+        if any(not claim.startswith(proofs.RAISED) for claim in claims):  # a number must be wrong; stopping is not enough
+            print(f"{proof.chapter}, mutant {i} of {len(queue)}: {key} failed by {mutant.name}", flush=True)
             return mutant.name
-    print(f"{part.chapter}: no mutant fails a check of {key}", flush=True)
+    print(f"{proof.chapter}: no mutant fails a check of {key}", flush=True)
     return None
 
 
@@ -252,12 +171,6 @@ def _in_turn(found):
     return [m for row in itertools.zip_longest(*groups.values()) for m in row if m]
 
 
-def _unchanged(module):
-    from tools.mutants import Mutant
-
-    return Mutant(module, "", 0, "nothing", source(module))
-
-
 def main():
     parser = argparse.ArgumentParser(prog="python -m tools.mutate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"default: {' '.join(TESTS)} equations")
@@ -278,7 +191,7 @@ def main():
         if arguments.again:
             result["modules"].pop(module, None)
             if module == "equations":
-                result["slices"] = {}
+                result["proofs"] = {}
         try_equations(result, arguments.only) if module == "equations" else try_module(module, result)
     found = [summary(module, entry) for module, entry in result["modules"].items()]
     print(f"in all: {sum(len(s.caught) for s in found)} of {sum(s.counted for s in found)} caught. Table: {RESULT.relative_to(layout.ROOT)}")

@@ -6,6 +6,8 @@ outputs, sees no old picture and reads no prose, hence these guards.
 
 import json
 import re
+import shutil
+import subprocess
 from functools import cache
 
 import nbformat
@@ -17,6 +19,7 @@ from tools.execute import ADDRESS
 CHAPTERS = layout.chapters()
 NUMBERED = [path for path in CHAPTERS if re.match(r"\d-", path.parent.name)]
 TAGS = {
+    "given",
     "remove-cell",
     "hide-cell",
     "hide-input",
@@ -349,3 +352,26 @@ def test_has_the_shape_of_a_chapter(path):
     assert re.search(r"\d", "".join(output.get("text", "") for output in first.outputs)), (
         "what is run first prints a number"
     )
+
+
+@each_chapter
+def test_a_check_that_is_shown_to_fail_names_no_equation(path):
+    """It proves nothing, so the ledger and the injected bugs take no notice of it."""
+    for cell in code_cells(path):
+        for _, block in re.findall(r"^( *)with caught\(.*\):\n((?:\1 +.*\n?)+)", cell.source, re.MULTILINE):
+            assert "equation=" not in block, first_line(cell)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_the_skeleton_of_a_chapter(tmp_path):
+    """`make chapter` writes a notebook whose set-up and link are those that every chapter has."""
+    file, title = layout.BOOK / "3-variants" / "ddim.ipynb", "DDIM: fewer steps"
+    target = tmp_path / "3-variants" / "ddim.ipynb"
+    command = ["make", "--silent", "chapter", f"FILE={target}", f"TITLE={title}"]
+    assert subprocess.run(command, cwd=layout.ROOT).returncode == 0
+    nb = nbformat.read(target, as_version=4)
+    nbformat.validate(nb)
+    assert nb.cells[0].source.startswith(f"# {title}\n")
+    assert layout.colab_link(file) in nb.cells[0].source.replace(str(target), file.relative_to(layout.ROOT).as_posix())
+    assert nb.cells[1].source == layout.colab_cell()
+    assert subprocess.run(command, cwd=layout.ROOT, capture_output=True).returncode != 0, "what is there is left alone"

@@ -1,14 +1,14 @@
 """The bugs that `make mutate` puts in: that they are the ones meant, and that each is one small change."""
 
 import ast
-import json
 
-import pytest
 import yaml
 
-from tools import bugs, layout, mutate, names, slices, verdicts
-from tools.mutants import mutants
-from tools.syntax import syntax
+from tools import mutate
+from tools.mutation import process, verdicts
+from tools.mutation.mutants import mutants
+from tools.mutation.syntax import syntax
+from tools.pages import bugs
 
 SOURCE = '''
 def step(x_t, t, s, noise=0.5):
@@ -75,8 +75,8 @@ def test_a_mutant_is_what_the_import_gives():
         for m in mutants("exact", verdicts.source("exact"))
         if m.function == "score" and m.what.startswith("dropped sign")
     )
-    assert mutate.in_process(_imported_score_sign, mutant, limit=100) == -1
-    assert mutate.in_process(_imported_score_sign, mutate._unchanged("exact"), limit=100) == 1
+    assert process.in_process(_imported_score_sign, mutant, limit=100) == -1
+    assert process.in_process(_imported_score_sign, process.unchanged("exact"), limit=100) == 1
 
 
 def _imported_score_sign(mutant, answer):
@@ -87,7 +87,7 @@ def _imported_score_sign(mutant, answer):
     for name in [n for n in sys.modules if n.startswith("diffusion_core")]:
         del sys.modules[name]
     torch.set_num_threads(1)
-    mutate.install(mutant)
+    process.install(mutant)
     from diffusion_core.exact import GaussianMixture
     from diffusion_core.schedules import NoiseSchedule, linear_betas
 
@@ -97,7 +97,7 @@ def _imported_score_sign(mutant, answer):
 
 
 def test_only_tests_that_reach_a_function_are_run():
-    tests, outside = mutate.in_process(mutate.observe_tests, "exact", limit=200)
+    tests, outside = process.in_process(process.observe_tests, "exact", limit=200)
     functions = {name.split("::")[1].split("[")[0]: t.functions for name, t in tests.items()}
     assert ("exact", "score") in functions["test_eps_is_the_expected_noise"]
     assert ("exact", "score") not in functions["test_the_density_integrates_to_1"]
@@ -130,7 +130,7 @@ def test_a_function_has_another_hash_when_its_code_changes_and_only_then(monkeyp
     assert (after["f"] != before["f"], after["g"] == before["g"]) == (True, True)
 
 
-def test_the_verdict_on_a_slice_falls_with_its_cells_and_with_the_function_of_its_bug():
+def test_the_verdict_on_a_proof_falls_with_its_cells_and_with_the_function_of_its_bug():
     bug = "exact.py, sample: a"
     entry = {"hash": "cells", "mutant": bug, "function": verdicts.function_hash(bug)}
     assert verdicts.still_failing(entry, "cells")
@@ -146,101 +146,32 @@ def test_runs_side_by_side_keep_what_the_other_has_found(monkeypatch, tmp_path):
     monkeypatch.setattr(verdicts, "RESULT", tmp_path / "mutation.json")
     first, second = verdicts.load(), verdicts.load()
     first["modules"]["exact"] = {"verdicts": {"a": "caught"}}
-    second |= {"slices": {"chapter: DDPM 4": {}}, "equations": {"DDPM 4": []}}
+    second |= {"proofs": {"chapter: DDPM 4": {}}, "equations": {"DDPM 4": []}}
     verdicts.store(first, "exact")
     verdicts.store(second)
-    assert verdicts.load() == {"modules": first["modules"], "slices": second["slices"], "equations": second["equations"]}
+    assert verdicts.load() == {"modules": first["modules"], "proofs": second["proofs"], "equations": second["equations"]}
     assert [path.name for path in tmp_path.iterdir()] == ["mutation.json"]
 
 
 def test_functions_that_name_an_equation_are_tried_first():
-    assert mutate.functions_of_equation("DDPM 7") >= {("ddpm", "q_posterior"), ("ddpm", "_step_rates")}
+    assert ("ddpm", "q_posterior") in mutate.functions_of_equation("DDPM 7")
+    assert ("prediction", "predict_x0") in mutate.functions_of_equation("DDPM 15")
     assert ("ddpm", "ddpm_step") in mutate.functions_of_equation("DDPM 11")
     assert ("ddpm", "ddpm_step") not in mutate.functions_of_equation("DDPM 1")
     assert mutate.functions_of_equation("nobody 7") == set()
 
 
 def test_the_page_of_bugs_counts(monkeypatch):
+    monkeypatch.setattr(verdicts, "function_hashes", lambda module: {"f": "now"})
     entry = {"functions": {}, "tests": "", "verdicts": {"exact.py, f: a": "caught", "exact.py, f: b": "survived", "exact.py, f: c": "survived"}}
-    monkeypatch.setattr(verdicts, "load", lambda: {"modules": {"exact": entry}, "equations": {}})
+    monkeypatch.setattr(verdicts, "load", lambda: {"modules": {"exact": entry, "networks/unet": entry}, "equations": {}})
     monkeypatch.setattr(verdicts, "equivalents", lambda: {"exact.py, f: c": "nothing changes"})
     text = bugs.page()
     assert "| [`exact`](api/exact.md) | 2 | 1 | 50.0% | 1 | no |" in text
+    assert "| [`networks.unet`](api/networks.md) | 2 | " in text
+    assert "{dropdown} networks.unet: not caught (1)" in text
     assert "- exact.py, f: b\n" in text
     assert "- exact.py, f: c — nothing changes" in text
-
-
-def test_a_slice_can_be_of_some_equations_only():
-    cells = [
-        "a, b = 1.0, 2.0",
-        "check('a', a - 1, within=0, equation='DDPM 4')",
-        "check('b', b - 1, within=0, equation='DDPM 7')",
-    ]
-    path = layout.BOOK / "1-intuition" / "not-a-chapter.ipynb"
-    text = json.dumps({"cells": [{"cell_type": "code", "source": c} for c in cells]})
-    found = slices.equation_slice(_File(path, text), ["DDPM 4"])
-    assert found.equations == ["DDPM 4"]
-    assert len(found.cells) == 2
-
-
-def test_the_mark_of_a_slice_is_that_of_its_code_without_comments_and_other_imports():
-    path = layout.BOOK / "1-intuition" / "not-a-chapter.ipynb"
-
-    def mark(imports, rest="a = math.pi"):
-        cells = [imports, rest, "check('a', a, within=4, equation='DDPM 4')"]
-        text = json.dumps({"cells": [{"cell_type": "code", "source": c} for c in cells]})
-        return slices.equation_slice(_File(path, text)).mark
-
-    plain = mark("import math")
-    assert mark("import math\nfrom os import path, sep") == plain
-    assert mark("import sys\nimport math  # for pi\nif sys.argv:\n    import json") != plain  # another statement
-    assert mark("import math", "a = math.pi  # the ratio") == plain
-    assert mark("import math", "a = math.tau") != plain
-
-
-def test_a_slice_is_the_cells_that_a_check_needs(tmp_path):
-    cells = [
-        "import math\nfrom diffusion_core.checks import check",
-        "unused = 1 / 0",
-        "%matplotlib inline\na = 3.0",
-        "check('three', a - 3, within=0, equation='DDPM 4; DDPM 7')",
-        "check('also three', a - 4, within=0, equation='DDPM 2')",
-    ]
-    path = layout.BOOK / "1-intuition" / "not-a-chapter.ipynb"
-    text = json.dumps({"cells": [{"cell_type": "code", "source": c} for c in cells]})
-    found = slices.equation_slice(_File(path, text))
-    assert found.equations == ["DDPM 4", "DDPM 7", "DDPM 2"]
-    assert len(found.cells) == 4
-    assert found.failures() == {"DDPM 2": ["also three"]}
-
-
-@pytest.mark.parametrize(
-    ("source", "reads", "sets"),
-    [
-        ("y = x + 1\nz = y", {"x"}, {"y", "z"}),
-        ("x += 1", {"x"}, {"x"}),
-        ("for t, u in pairs:\n    s = t + u + v", {"pairs", "v"}, {"t", "u", "s"}),
-        ("with opened(p) as f:\n    text = f.read()", {"opened", "p"}, {"f", "text"}),
-        ("if a:\n    b = 1", {"a"}, set()),
-        ("if a:\n    b = 1\nelse:\n    b = c", {"a", "c"}, {"b"}),
-        ("while a:\n    b = 1\nc = b", {"a", "b"}, {"c"}),
-        ("try:\n    a = 1\nexcept Wrong:\n    b = 2\nfinally:\n    c = d", {"Wrong", "d"}, {"c"}),
-        ("def f(x, y=start):\n    z = x\n    return z + scale", {"start", "scale"}, {"f"}),
-        ("class C(Base):\n    size = n\n    def f(self):\n        return self.size * m", {"Base", "n", "m"}, {"C"}),
-        ("f = lambda x: x * a\nrow = [i * b for i in many]", {"a", "b", "many"}, {"f", "row"}),
-        ("import a.b, c as d\nfrom e import g as h", set(), {"a", "d", "h"}),
-        ("x.y = z\nw[i] = 1\nfirst, *rest = q", {"x", "z", "w", "i", "q"}, {"first", "rest"}),
-    ],
-)
-def test_what_a_piece_of_code_reads_and_sets(source, reads, sets):
-    found = names.flow(ast.parse(source).body)
-    assert (found[0] - {"__name__", "__module__", "__qualname__"}, found[1]) == (reads, sets)
-
-
-def test_a_cell_that_only_may_set_a_name_is_in_the_slice_with_the_cell_before_it():
-    assert names.stored(ast.parse("if a:\n    b = 1").body) == {"b"}
-    cells = ["b = 0", "if early:\n    b = 1", "check('b', b, within=0, equation='DDPM 4')"]
-    assert len(_slice_of(["early = False", *cells]).cells) == 4
 
 
 def test_the_syntax_is_the_same_however_code_is_written_and_another_for_other_code():
@@ -252,39 +183,8 @@ def test_the_syntax_is_the_same_however_code_is_written_and_another_for_other_co
     assert len({repr(of(code)) for code in ("x", "y", "'x'", "-x", "x - 1", "x - 1.0", "None", "f(x)", "f(x=x)")}) == 9
 
 
-def test_a_slice_ends_where_a_name_is_set_anew():
-    cells = ["t = 1 / 0", "t = 3", "for i in range(2):\n    t = t + i", "check('t', t - 4, within=0, equation='DDPM 4')", "t = None"]
-    found = _slice_of(cells)
-    assert found.cells == [cells[1], cells[2], cells[3]]
-
-
-def _slice_of(cells):
-    path = layout.BOOK / "1-intuition" / "not-a-chapter.ipynb"
-    return slices.equation_slice(_File(path, json.dumps({"cells": [{"cell_type": "code", "source": c} for c in cells]})))
-
-
-def test_a_failure_that_is_shown_is_no_check():
-    cells = ["with caught():\n    check('wrong on purpose', 1, within=0, equation='DDPM 4')", "check('b', 0, within=0, equation='DDPM 7')"]
-    path = layout.BOOK / "1-intuition" / "not-a-chapter.ipynb"
-    text = json.dumps({"cells": [{"cell_type": "code", "source": c} for c in cells]})
-    assert slices.equation_slice(_File(path, text)).equations == ["DDPM 7"]
-
-
 def test_formulas_are_changed_before_anything_else():
     found = mutate._interleaved([mutants("exact", verdicts.source("exact"))])
     formula = [m.what.startswith(mutate.FORMULA) for m in found]
     assert formula == sorted(formula, reverse=True)
     assert len({m.function for m in found[:5]}) > 1
-
-
-class _File:
-    """A path whose text is given, so that nothing is written into the book."""
-
-    def __init__(self, path, text):
-        self.path, self.text = path, text
-
-    def read_text(self, encoding):
-        return self.text
-
-    def __fspath__(self):
-        return str(self.path)

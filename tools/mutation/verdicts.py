@@ -1,10 +1,10 @@
 """What the last mutation run found: one verdict for each mutant, in book/_data/mutation.json.
 
-  {"modules": {"ddpm": {"functions": {NAME: ...}, "tests": ..., "verdicts": {MUTANT: "caught" or "survived"}}},
-   "slices": {"CHAPTER: KEY": {"hash": ..., "mutant": MUTANT or null, "function": ...}}, "equations": {KEY: [MUTANT, ...]}}
+  {"modules": {"networks/unet": {"functions": {NAME: ...}, "tests": ..., "verdicts": {MUTANT: "caught" or "survived"}}},
+   "proofs": {"CHAPTER: KEY": {"hash": ..., "mutant": MUTANT or null, "function": ...}}, "equations": {KEY: [MUTANT, ...]}}
 
 `functions`, `tests` and `hash` are hashes of what was run. The verdicts on a function fall when it changes; when the tests of its
-module change, those of the survivors do. The verdict on a slice falls when its cells change, or the function with its bug.
+module change, those of the survivors do. The verdict on a proof falls when its cells change, or the function with its bug.
 """
 
 import ast
@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 
 from tools import layout
-from tools.syntax import syntax
+from tools.mutation.syntax import syntax
 
 TESTS = {
     "schedules": ["tests/test_schedules.py"],
@@ -33,7 +33,7 @@ TESTS = {
     "files": ["tests/training/test_checkpoints.py"],
 }
 RESULT = layout.BOOK / "_data" / "mutation.json"
-EQUIVALENT = layout.ROOT / "tools" / "equivalent_mutants.yml"
+EQUIVALENT = layout.ROOT / "tools" / "mutation" / "equivalent.yml"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def still_valid(module, entry):
 
 
 def still_failing(entry, mark):
-    """Whether a slice's stored verdict is still to be trusted: a bug was found, in a function that is as it was."""
+    """Whether a proof's stored verdict is still to be trusted: a bug was found, in a function that is as it was."""
     return entry is not None and entry["hash"] == mark and None not in (entry["mutant"], entry["function"]) and (
         entry["function"] == function_hash(entry["mutant"])
     )
@@ -127,7 +127,7 @@ def store(result, module=None):
     """Write one module's verdicts, or those on the equations. The rest of the file stays as another run may have left it."""
     now = load()
     if module is None:
-        now |= {part: result[part] for part in ("slices", "equations")}
+        now |= {part: result[part] for part in ("proofs", "equations")}
     else:
         now["modules"][module] = result["modules"][module]
     temporary = RESULT.with_suffix(f".{os.getpid()}.tmp")

@@ -1,7 +1,8 @@
 """Make book/reference/bugs.md: what the injected bugs showed. From book/_data/mutation.json, never by hand."""
 
-from tools import layout, verdicts
-from tools.markdown import cell_text, generated
+from tools import layout
+from tools.mutation import verdicts
+from tools.pages.markdown import cell_text, generated
 
 PAGE = layout.BOOK / "reference" / "bugs.md"
 ABOUT = """
@@ -20,12 +21,16 @@ def page():
 
 def _tables(found):
     lines = ["| module | bugs | caught | share | not observable | up to date |", "|---|---|---|---|---|---|"]
-    lines += [_row(f"[`{module}`](api/{module}.md)", [one]) for module, one in found.items()]
+    lines += [_row(f"[`{_dotted(module)}`](api/{module.split('/')[0]}.md)", [one]) for module, one in found.items()]
     lines += [_row("all", list(found.values())), ""]
     for module, one in found.items():
-        lines += _named(f"{module}: not caught", dict.fromkeys(one.survived, ""))
-        lines += _named(f"{module}: not observable", one.equivalent)
+        lines += _named(f"{_dotted(module)}: not caught", dict.fromkeys(one.survived, ""))
+        lines += _named(f"{_dotted(module)}: not observable", one.equivalent)
     return lines
+
+
+def _dotted(module):
+    return module.replace("/", ".")
 
 
 def _row(name, summaries):

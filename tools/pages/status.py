@@ -3,7 +3,7 @@
 import json
 
 from tools import layout
-from tools.markdown import generated, link_to
+from tools.pages.markdown import generated, link_to
 
 PAGE = layout.BOOK / "reference" / "status.md"
 ABOUT = """

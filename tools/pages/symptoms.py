@@ -8,7 +8,7 @@ import itertools
 import re
 
 from tools import layout
-from tools.markdown import generated, headings_and_text, link_to
+from tools.pages.markdown import generated, headings_and_text, link_to
 
 PAGE = layout.BOOK / "reference" / "symptoms.md"
 ABOUT = """

@@ -1,8 +1,6 @@
-"""Rewrite every reference page that is generated: `python -m tools.pages` (`make pages`)."""
+"""The reference pages that are generated, one module a page: PAGE is its file, `page()` its text."""
 
-import os
-
-from tools import benchmarks, bugs, layout, ledger, status, symptoms
+from tools.pages import benchmarks, bugs, ledger, status, symptoms
 
 GENERATED = (ledger, bugs, benchmarks, status, symptoms)
 
@@ -16,12 +14,3 @@ def write_all():
             maker.PAGE.write_text(text, encoding="utf8", newline="\n")
             changed.append(maker.PAGE)
     return changed
-
-
-def main():
-    for path in write_all():
-        print(f"wrote {os.path.relpath(path, layout.ROOT)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ import math
 import statistics
 
 from tools import layout
-from tools.markdown import generated
+from tools.pages.markdown import generated
 
 PAGE = layout.BOOK / "reference" / "benchmarks.md"
 FILE = layout.BOOK / "_data" / "benchmarks.json"

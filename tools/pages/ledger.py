@@ -14,9 +14,9 @@ import re
 from collections import defaultdict
 from functools import cache
 
-from tools import layout, verdicts
-from tools.markdown import cell_text, generated, headings_and_text, in_table, link_to
-from tools.slices import equation_slice
+from tools import layout
+from tools.mutation import proofs, verdicts
+from tools.pages.markdown import cell_text, generated, headings_and_text, in_table, link_to
 
 PAGE = layout.BOOK / "reference" / "ledger.md"
 ABOUT = """
@@ -80,18 +80,18 @@ def mutants():
 @cache
 def current():
     """The equations of which a check, as it stands in a chapter today, was made to fail by a bug in a function as it is today."""
-    known, found = verdicts.load().get("slices", {}), set()
+    known, found = verdicts.load().get("proofs", {}), set()
     for path in layout.chapters():
-        for key in equation_slice(path).equations:
-            part = equation_slice(path, [key])
-            if verdicts.still_failing(known.get(f"{part.chapter}: {key}"), part.mark):
+        for key in proofs.proven_by(path):
+            proof = proofs.of_chapter(path, key)
+            if verdicts.still_failing(known.get(f"{proof.chapter}: {key}"), proof.mark):
                 found.add(key)
     return found
 
 
 def searched():
     """The equations for whose checks a bug was searched, in at least one chapter."""
-    return {name.partition(": ")[2] for name in verdicts.load().get("slices", {})}
+    return {name.partition(": ")[2] for name in verdicts.load().get("proofs", {})}
 
 
 def proven(key, kind, checks, caught):
