@@ -59,16 +59,33 @@ def check_before(s: Tensor, t: Tensor) -> None:
 def check_device(device: str) -> torch.device:
     """The device of this name.
 
-    Raises: ValueError if torch does not know it or cannot use it on this machine.
+    Raises: ValueError if torch does not know it or cannot use it on this machine, or if
+        tensors hold no numbers there ("meta").
     """
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0].split(". ")[0]
+    else:
+        if found.type != "meta":
+            return found
+        reason = "tensors hold no numbers there"
+    raise ValueError(
+        f"device = {device!r} is not available on this machine ({reason}); choose 'cpu', or "
+        "'cuda' where torch.cuda.is_available()"
+    )
+
+
+def check_labels(y: Tensor, classes: int, n: int, name: str = "labels") -> None:
+    """Raise ValueError unless y holds n whole numbers in 0..classes - 1: one past them
+    would be the null label. (It waits for y's device: call it where labels enter.)"""
+    if y.shape != (n,) or y.dtype != torch.int64:
         raise ValueError(
-            f"device = {device!r} is not available on this machine ({reason}); choose 'cpu', or "
-            "'cuda' where torch.cuda.is_available()"
-        ) from None
+            f"{name} have shape {tuple(y.shape)} and dtype {y.dtype}, expected ({n},) and int64"
+        )
+    wrong = y[(y < 0) | (y >= classes)]
+    if len(wrong):
+        raise ValueError(f"{name}: {wrong[0].item()} is out of range, expected 0..{classes - 1}")
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

@@ -29,6 +29,7 @@ from diffusion_core.training import (
     Recipe,
     TrainConfig,
     elapsed,
+    is_main,
     resolve_precision,
     steps_done,
     train_classifier,
@@ -73,8 +74,6 @@ def data_card(name: str, data: Images) -> dict[str, Any]:
 
 def train(arguments: argparse.Namespace) -> None:
     """`train RECIPE`."""
-    from accelerate import PartialState
-
     if arguments.recipe == "mnist_classifier":
         return _train_classifier(arguments)
     if arguments.recipe not in RECIPES:
@@ -105,9 +104,10 @@ def train(arguments: argparse.Namespace) -> None:
     net, schedule = recipe.build()
     with tqdm(total=config.steps, initial=done, unit="step", desc=arguments.recipe) as bar:
 
-        def on_step(step: int, loss: float) -> None:
+        def on_step(step: int, loss: float | None) -> None:
             bar.update(step - bar.n)
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            if loss is not None:
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
 
         result = train_net(
             net,
@@ -120,7 +120,7 @@ def train(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             on_step=on_step,
         )
-    if not PartialState().is_main_process:
+    if not is_main():
         return
     there = out / f"{arguments.recipe}.json"
     if done == config.steps and there.exists():  # the card keeps the day and the machine of the run

@@ -106,7 +106,8 @@ def expand(coefficient: Tensor, like: Tensor) -> Tensor:
         )
     check_batch(coefficient, like, "the coefficient")
     shape = coefficient.shape + (1,) * (like.ndim - 1) if coefficient.ndim else ()
-    return coefficient.reshape(shape).to(like.device, like.dtype)
+    # non_blocking: a GPU goes on with its work while this small copy is under way
+    return coefficient.reshape(shape).to(like.device, like.dtype, non_blocking=like.is_cuda)
 
 
 def _checked_table(alpha_bar: Tensor) -> Tensor:
