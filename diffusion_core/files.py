@@ -17,6 +17,11 @@ from torch import Tensor
 
 from diffusion_core._validate import UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """The one atomic writer: to PATH.tmp beside it, flushed to the disk, then renamed. What
@@ -48,6 +53,64 @@ def _free(folder: Path) -> str:
         return f", {shutil.disk_usage(folder).free / 2**20:.1f} MiB are free"
     except OSError:
         return ""
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Keep every other process that asks for it out of this folder, which is made if need
+    be. The lock is the operating system's: it leaves no file, and goes with the process,
+    however that ends. Where the system has none (Windows, some network disks), nobody is
+    kept out.
+
+    Raises: OSError if the folder cannot be made; BlockingIOError if another process holds it.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        handle = None if fcntl is None else os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise OSError(f"{folder} cannot be used ({error}); choose another folder") from error
+    if handle is None:
+        yield
+        return
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: str | Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            f"another run is at work in {folder}; wait for its end, or choose another folder"
+        ) from error
+    except OSError:
+        return  # a disk without locks
+
+
+def check_room(path: str | Path, size: int) -> None:
+    """See, before the work that fills it, whether a file of so many bytes can be written
+    beside the one that it will replace; its folder is there.
+
+    Raises: OSError saying what is in the way.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.touch()
+        temporary.unlink()
+        free = shutil.disk_usage(path.parent).free
+    except OSError as error:
+        raise OSError(f"{path} could not be written ({error}); choose another folder") from error
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; move it away, or choose another folder")
+    if free < size:
+        raise OSError(
+            f"{path} needs {size / 2**20:.1f} MiB{_free(path.parent)}; make room, or choose "
+            "another folder"
+        )
 
 
 def write_safetensors(

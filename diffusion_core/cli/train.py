@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
 from diffusion_core._validate import UsageError, check_device
@@ -25,6 +24,7 @@ from diffusion_core.training import (
     TrainConfig,
     TrainResult,
     elapsed,
+    is_main,
     resolve_precision,
     steps_done,
 )
@@ -127,7 +127,7 @@ def train(
         train_judge(recipe, config, data, command, card)
     else:
         result, images = _train_net(recipe, config, data, device, folder, done)
-        if not PartialState().is_main_process:
+        if not is_main():
             return
         if not (trained and done == config.steps):  # the card keeps the day of the run
             about = _card(recipe, config, images, result.history)
@@ -208,9 +208,10 @@ def _train_net(
     net, schedule = recipe.build()
     with tqdm(total=config.steps, initial=done or 0, unit="step", desc=name) as bar:
 
-        def on_step(step: int, loss: float) -> None:
+        def on_step(step: int, loss: float | None) -> None:
             bar.update(step - bar.n)
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            if loss is not None:
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
 
         try:
             result = train_net(

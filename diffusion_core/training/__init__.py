@@ -3,6 +3,11 @@
 from diffusion_core.training.average import (
     EMA,
 )
+from diffusion_core.training.batches import (
+    Batch,
+    draw_batch,
+    p2_weights,
+)
 from diffusion_core.training.checkpoints import (
     CHECKPOINT,
     RunState,
@@ -21,18 +26,22 @@ from diffusion_core.training.config import (
     run_settings,
 )
 from diffusion_core.training.loop import (
-    Batch,
-    NanLoss,
     TrainResult,
-    draw_batch,
     elapsed,
-    p2_weights,
     train,
-    validation_loss,
+)
+from diffusion_core.training.processes import (
+    is_main,
 )
 from diffusion_core.training.recipes import (
     RECIPES,
     Recipe,
+)
+from diffusion_core.training.stopping import (
+    NanLoss,
+)
+from diffusion_core.training.validation import (
+    validation_loss,
 )
 
 __all__ = [
@@ -48,6 +57,7 @@ __all__ = [
     "TrainResult",
     "draw_batch",
     "elapsed",
+    "is_main",
     "load_checkpoint",
     "lr_at",
     "p2_weights",

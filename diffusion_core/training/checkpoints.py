@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_core.files import read_metadata, read_safetensors, write_safetensors
+from diffusion_core.files import (
+    check_room,
+    locked,
+    read_metadata,
+    read_safetensors,
+    write_safetensors,
+)
 
 CHECKPOINT = "checkpoint.safetensors"
+_WHY_STEPS = (
+    ": the learning rate falls along a cosine that ends at the last step, so that each of its "
+    "steps depends on their number, and a longer run is a new one"
+)
 
 
 @dataclass
@@ -25,6 +37,50 @@ class RunState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     history: list[dict] = field(default_factory=list)
+
+
+@contextmanager
+def run_folder(
+    folder: str | Path | None, resume: bool, state: RunState, settings: dict[str, Any], main: bool
+) -> Iterator[Path | None]:
+    """What can go wrong with a run's folder goes wrong here, before the first step. Inside,
+    no other run writes there; a resumed run's state is that of its checkpoint.
+
+    Returns: the path of the checkpoint; None without a folder.
+    Raises: FileNotFoundError if there is nothing to resume, FileExistsError if there is a
+        checkpoint and it is not to be resumed; BlockingIOError if another run is at work in
+        the folder; OSError if nothing can be written there, or the disk is too full;
+        ValueError as load_checkpoint, or if a run without a folder is to be resumed.
+    """
+    if folder is None:
+        if resume:
+            raise ValueError("resume=True needs the folder of the run that goes on")
+        yield None
+        return
+    path = Path(folder) / CHECKPOINT
+    if resume and not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist: there is nothing to resume; name the run's folder, or begin "
+            "one (without resume)"
+        )
+    with locked(folder) if main else nullcontext():
+        if path.is_file() and not resume:
+            raise FileExistsError(
+                f"{path} holds a checkpoint; resume it (resume=True, --resume), or choose "
+                "another folder"
+            )
+        if main:
+            check_room(path, _bytes_needed(state))
+        if resume:
+            load_checkpoint(path, state, settings)
+        yield path
+
+
+def _bytes_needed(state: RunState) -> int:
+    """A checkpoint's size: the net, its average, Adam's two moments, and the log."""
+    net = sum(value.nbytes for value in state.net.state_dict().values())
+    moments = 2 * sum(p.nbytes for p in state.net.parameters() if p.requires_grad)
+    return 2 * net + moments + 2**20
 
 
 def save_checkpoint(path: str | Path, state: RunState, settings: dict[str, Any]) -> None:
@@ -104,7 +160,7 @@ def _check_settings(path: str | Path, saved: dict[str, Any], ours: dict[str, Any
     if differs:
         raise ValueError(
             f"{path} belongs to a run with another configuration ({'; '.join(differs)}); choose "
-            "another folder"
+            f"another folder{_WHY_STEPS if saved.get('steps') != ours.get('steps') else ''}"
         )
 
 
