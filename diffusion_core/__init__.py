@@ -34,7 +34,7 @@ EQUATIONS = {
     "CFG alg. 1": "guidance.drop_labels",
     "ZeroSNR sec. 3.4": "guidance.rescale_guidance",
     "SDE sec. 3.3": "exact.GaussianMixture.eps_model",
-    "P2 8": "training.loop.p2_weights",
+    "P2 8": "training.batches.p2_weights",
     "Attention 1": "networks.unet.AttentionBlock",
     "Attention sec. 3.5": "networks.unet.timestep_embedding",
     "FID 6": "evaluation.metrics.frechet_distance",
