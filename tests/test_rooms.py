@@ -11,7 +11,8 @@ PACKAGE = Path(diffusion_core.__file__).parent
 
 # The order of the rooms, and of the files that are not in one: each imports from lines above its own, never beside or below.
 ORDER = (
-    ("_validate", "checks", "files"),
+    ("_validate",),
+    ("checks", "files"),
     ("schedules",),
     ("prediction", "exact"),
     ("sampling",),
@@ -22,7 +23,7 @@ ORDER = (
     ("pretrained",),
     ("text_to_image",),
     ("evaluation",),
-    ("cli", "commands"),
+    ("cli",),
     ("__main__",),
 )
 MATHEMATICS = {
