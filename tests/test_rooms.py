@@ -11,8 +11,8 @@ PACKAGE = Path(diffusion_core.__file__).parent
 
 # The order of the rooms, and of the files that are not in one: each imports from lines above its own, never beside or below.
 ORDER = (
-    ("_validate", "checks", "files"),
-    ("schedules",),
+    ("_validate", "checks"),
+    ("files", "schedules"),
     ("prediction", "exact"),
     ("sampling",),
     ("ddpm", "guidance", "sde"),
@@ -22,7 +22,7 @@ ORDER = (
     ("pretrained",),
     ("text_to_image",),
     ("evaluation",),
-    ("cli", "commands"),
+    ("cli",),
     ("__main__",),
 )
 MATHEMATICS = {
