@@ -107,7 +107,8 @@ def expand(coefficient: Tensor, like: Tensor) -> Tensor:
     check_batch(coefficient, like, "the coefficient")
     if coefficient.ndim:
         coefficient = coefficient.reshape(-1, *[1] * (like.ndim - 1))
-    return coefficient.to(like)
+    # non_blocking: a GPU goes on with its work while this small copy is under way
+    return coefficient.to(like, non_blocking=like.is_cuda)
 
 
 def _checked_table(alpha_bar: Tensor) -> Tensor:
