@@ -1,7 +1,7 @@
 """diffusion_core: the small package that the book *Learning Diffusion Models, Step by Step*
 explains and tests.
 
-It imports nothing by itself: `from diffusion_core.ddpm import q_sample` loads what that
+It loads no room by itself: `from diffusion_core.ddpm import q_sample` loads what that
 needs. EQUATIONS says which function is which equation, under the keys of the book's tags.
 """
 

@@ -175,7 +175,8 @@ def _weights(alpha_bar_t: Tensor, alpha_bar_s: Tensor, eta: Eta) -> tuple[Tensor
     _check_number(eta)
     radicand = 1 - alpha_bar_s - eta**2 * beta_tilde
     if bool((radicand < 0).any()):
-        largest = ((1 - alpha_bar_t) / beta).sqrt().min().item()
+        bounds = ((1 - alpha_bar_t) / beta).sqrt()
+        largest = torch.where(alpha_bar_s < 1, bounds, math.inf).min().item()
         raise ValueError(
             f"eta = {eta:g} is too large: sigma^2 would exceed 1 - alpha_bar_s, all of the "
             f"noise at s; here eta may be at most {math.floor(largest * 1e4) / 1e4}"

@@ -2,10 +2,9 @@
 
 A net here is a function (x_t (B, *), t (B,), y) -> eps (B, *); y holds one label an image,
 (B,), or one caption, (B, ...). An EpsModel is such a net without y. Where a gradient is
-needed it is taken here, so that all of them work inside a sampler's torch.no_grad();
-results carry no gradient, and keep the dtype and device of x_t. What is wrong with a
-number or the labels raises at the call; what only the batch can show, when the model is
-asked.
+needed it is taken here, also inside a sampler's torch.no_grad(), and the result carries
+none. Results keep the dtype and device of x_t. What is wrong with a number or a label
+raises at the call; what only the batch can show, when the model is asked.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from diffusion_core._validate import (
     Generators,
     check_finite,
     check_generators,
+    check_same_shape,
     check_share,
 )
 from diffusion_core.prediction import EpsModel, predict_x0
@@ -40,7 +40,7 @@ def condition(net: LabelledNet, y: Tensor | None) -> EpsModel:
 
     def conditional(x_t: Tensor, t: Tensor) -> Tensor:
         _check_length(y, x_t)
-        return net(x_t, t, y)
+        return net(x_t, t, y).to(x_t)
 
     return conditional
 
@@ -99,7 +99,7 @@ def classifier_free_guidance(
         both = net(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, nothing]))
         eps_y, eps_null = both.chunk(2)
         eps = eps_null + guidance_scale * (eps_y - eps_null)
-        return rescale_guidance(eps, eps_y, rescale) if rescale else eps
+        return (rescale_guidance(eps, eps_y, rescale) if rescale else eps).to(x_t)
 
     return guided
 
@@ -113,9 +113,10 @@ def rescale_guidance(eps: Tensor, eps_y: Tensor, phi: float) -> Tensor:
             phi eps std(eps_y) / std(eps) + (1 - phi) eps
     Shapes: eps, eps_y (B, *).
     Returns: (B, *); an image whose eps has no spread stays as it is.
-    Raises: ValueError if phi is not in 0..1.
+    Raises: ValueError if phi is not in 0..1 or the shapes differ.
     """
     check_share("phi", phi)
+    check_same_shape("eps", eps, "eps_y", eps_y)
     wanted, found = _spread(eps_y), _spread(eps)
     factor = torch.where(found > 0, wanted / found, 1.0)
     return (phi * factor + (1 - phi)) * eps
@@ -164,7 +165,9 @@ def classifier_guidance(
     check_finite("scale", scale)
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
-        gradient = _gradient(lambda x: log_prob(x, t), x_t, "log_prob")
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            gradient = _gradient(log_prob(x, t), x, "log_prob")
         noise_rate = schedule.at(t, x_t)[1]
         return (eps_model(x_t, t) - noise_rate * scale * gradient).detach().to(x_t)
 
@@ -192,24 +195,19 @@ def clip_guidance(
     check_finite("scale", scale)
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
-        predicted = []
-
-        def seen_through_x0(x: Tensor) -> Tensor:
-            predicted.append(eps_model(x, t))
-            return similarity(predict_x0(predicted[0], x, t, schedule))
-
-        gradient = _gradient(seen_through_x0, x_t, "similarity")
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            eps = eps_model(x, t)
+            x_0 = predict_x0(eps, x, t, schedule)
+            gradient = _gradient(similarity(x_0), x, "similarity")
         noise_rate = schedule.at(t, x_t)[1]
-        return (predicted[0] - noise_rate * scale * gradient).detach().to(x_t)
+        return (eps - noise_rate * scale * gradient).detach().to(x_t)
 
     return guided
 
 
-@torch.enable_grad()
-def _gradient(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Tensor:
-    """The gradient of each image's value with respect to that image, (B, *)."""
-    x = x.detach().requires_grad_()
-    value = function(x)
+def _gradient(value: Tensor, x: Tensor, name: str) -> Tensor:
+    """The gradient of each image's value (B,) with respect to that image, (B, *)."""
     if value.shape != x.shape[:1]:
         raise ValueError(
             f"{name} returned shape {tuple(value.shape)}, expected ({x.shape[0]},): one number "

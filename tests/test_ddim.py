@@ -411,9 +411,16 @@ def test_too_large_an_eta_is_refused_and_the_largest_is_named(schedule, t, s):
         ddim_step(x, x, t, s, x, schedule, largest + 2e-4)
 
 
-def test_the_sampler_refuses_too_large_an_eta_at_the_call(linear):
-    with pytest.raises(ValueError, match=r"eta = 1.5 is too large: .*at most 1.0"):
-        ddim_sample(lambda x, t: x, normal(1, 2), timesteps(1000, 5), linear, eta=1.5)
+def test_the_sampler_refuses_too_large_an_eta_at_the_call_and_names_the_grids_largest(linear):
+    """That of the tightest step; the last one, to s = 0, adds no noise whatever eta is."""
+    x, model, a = normal(1, 2), lambda x, t: x, linear.alpha_bar
+    for times in (timesteps(1000, 5), torch.arange(1000, -1, -1), torch.tensor([3, 2, 0])):
+        t, s = times[:-2], times[1:-1]
+        largest = ((1 - a[t]) / (1 - a[t] / a[s])).sqrt().min().item()
+        with pytest.raises(ValueError, match="eta = 3 is too large") as caught:
+            ddim_sample(model, x, times, linear, eta=3)
+        assert float(str(caught.value).rpartition(" ")[2]) == pytest.approx(largest, abs=1e-4)
+    assert last(ddim_sample(model, x, torch.tensor([500, 0]), linear, eta=3)).isfinite().all()
 
 
 def test_a_missing_draw_is_refused(linear):

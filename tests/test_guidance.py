@@ -71,7 +71,13 @@ def test_condition_asks_for_its_labels(net, mixture, linear):
             eps[i : i + 1], mixture.eps_model(linear, int(Y[i]))(x[i : i + 1], T[i]), rtol=0, atol=0
         )
     seen = []
-    condition(lambda x, t, y: seen.append((x, t, y)), None)(x, T)
+
+    def net(x, t, y):
+        seen.append((x, t, y))
+        return x.double()
+
+    assert condition(net, None)(x, T).dtype == x.dtype
+    assert condition(net, None)(x.float(), T).dtype == torch.float32
     assert seen[0][0] is x
     assert seen[0][1] is T
     assert seen[0][2] is None
@@ -341,6 +347,8 @@ def test_rescaling_within_free_guidance(net):
     ):
         with pytest.raises(ValueError, match=r"must lie in 0\.\.1"):
             use()
+    with pytest.raises(ValueError, match="must have the same shape"):
+        rescale_guidance(eps, eps_y[:1], 0.5)
 
 
 # --- the interval ---
@@ -490,7 +498,8 @@ def test_results_have_the_dtype_of_the_state(linear):
     for guided in (
         classifier_guidance(lambda x, t: x.double(), lambda x, t: x.double().sum(1), linear),
         clip_guidance(lambda x, t: x.double(), lambda x_0: x_0.double().sum(1), linear, 1.0),
-        classifier_free_guidance(lambda x, t, y: x, Y, 3, 2.0, rescale=0.5),
+        classifier_free_guidance(lambda x, t, y: x.double(), Y, 3, 2.0, rescale=0.5),
+        classifier_free_guidance(lambda x, t, y: x.double(), Y, 3, 1.0),
     ):
         assert guided(x, T).dtype == torch.float32
 
