@@ -159,10 +159,7 @@ def _config(
         raise UsageError(f"--device {device}: {recipe} is trained on the CPU")
     if device is not None:
         check_device(device)
-    try:
-        config = dataclasses.replace(config, **wanted)
-    except ValueError as error:  # the configuration's own checks
-        raise UsageError(str(error)) from error
+    config = dataclasses.replace(config, **wanted)
     if isinstance(config, ClassifierConfig):
         return config
     precision = resolve_precision(config.precision, device)
@@ -181,7 +178,7 @@ def _is_trained(card: Path, config: TrainConfig | ClassifierConfig) -> bool:
         there = there.get("config", there)  # the first cards of classifiers have none
         ours = json.loads(json.dumps(dataclasses.asdict(config)))
         differs = [
-            f"--{name.replace('_', '-')} {there[name]}, not {value}"
+            f"{name} = {there[name]}, not {value}"
             for name, value in ours.items()
             if there.get(name, value) != value
         ]
