@@ -61,7 +61,7 @@ pages: .venv/with-book  ## rewrite the generated reference pages: ledger, bugs, 
 
 train: .venv/with-test  ## train the shipped networks at full length (DATA=folder, DEVICE=cpu|cuda)
 	$(PY) -m diffusion_core train mnist_classifier $(if $(DATA),--data $(DATA))
-	$(PY) -m diffusion_core train mnist --resume $(FLAGS)
+	$(PY) -m diffusion_core train mnist $(if $(wildcard runs/mnist/checkpoint.safetensors),--resume) $(FLAGS)
 
 evaluate: .venv/with-test  ## measure the shipped network against MNIST (DATA=folder)
 	$(PY) -m diffusion_core evaluate mnist $(FLAGS)

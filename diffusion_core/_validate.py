@@ -83,15 +83,15 @@ def check_device(device: str) -> torch.device:
 
 
 def check_labels(y: Tensor, classes: int, n: int, name: str = "labels") -> None:
-    """Raise ValueError unless y holds n whole numbers in 0..classes - 1: one past them
+    """Raise UsageError unless y holds n whole numbers in 0..classes - 1: one past them
     would be the null label. (It waits for y's device: call it where labels enter.)"""
     if y.shape != (n,) or y.dtype != torch.int64:
-        raise ValueError(
+        raise UsageError(
             f"{name} have shape {tuple(y.shape)} and dtype {y.dtype}, expected ({n},) and int64"
         )
     wrong = y[(y < 0) | (y >= classes)]
     if len(wrong):
-        raise ValueError(f"{name}: {wrong[0].item()} is out of range, expected 0..{classes - 1}")
+        raise UsageError(f"{name}: {wrong[0].item()} is out of range, expected 0..{classes - 1}")
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

@@ -22,10 +22,11 @@ def commands(arguments):
     data = ["--data", arguments.data] if arguments.data else []
     device = ["--device", arguments.device]
     changes = [f"--{key}={value}" for key, value in (("steps", arguments.steps), ("batch-size", arguments.batch_size)) if value]
+    resume = ["--resume"] if (out / "runs" / "mnist" / "checkpoint.safetensors").exists() else []
     where = ["--weights", str(weights), *device, *data]
     yield (
         "train",
-        ["diffusion_core", "train", "mnist", "--resume", "--runs", str(out / "runs"), "--out", str(weights), *device, *data, *changes],
+        ["diffusion_core", "train", "mnist", *resume, "--runs", str(out / "runs"), "--out", str(weights), *device, *data, *changes],
         weights / "mnist.json",
     )
     for steps in arguments.chains:

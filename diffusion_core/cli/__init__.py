@@ -6,25 +6,16 @@ import argparse
 
 from diffusion_core.cli import evaluate, sample, train
 
-DESCRIPTION = "python -m diffusion_core train | sample | evaluate: `--help` after each says more."
-COMMANDS = {
-    "train": (train.train, "train a recipe", train),
-    "sample": (sample.sample, "draw images", sample),
-    "evaluate": (evaluate.evaluate, "measure against real data", evaluate),
-}
-
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line, as argparse sees it."""
-    raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m diffusion_core", description=DESCRIPTION, formatter_class=raw
+        prog="python -m diffusion_core",
+        description="Train, sample and evaluate diffusion models: --help after each says more.",
     )
-    subparsers = parser.add_subparsers(dest="command", required=True)
-    for name, (_, about, module) in COMMANDS.items():
-        module.add_arguments(
-            subparsers.add_parser(name, help=about, description=module.HELP, formatter_class=raw)
-        )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for module in (train, sample, evaluate):
+        module.add_to(commands)
     return parser
 
 
@@ -35,5 +26,5 @@ def run(argv: list[str] | None = None) -> None:
         diverged; anything else is a bug.
     """
     options = vars(build_parser().parse_args(argv))
-    command, *_ = COMMANDS[options.pop("command")]
-    command(**options)
+    del options["command"]
+    options.pop("run")(**options)

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_core._validate import UsageError, check_whole
-from diffusion_core.cli.options import DATA_HELP, add_generation, check_file, load_for_sampling
+from diffusion_core.cli.options import (
+    add_command,
+    add_data,
+    add_generation,
+    check_file,
+    load_for_sampling,
+)
 from diffusion_core.cli.provenance import command_line, data_card, provenance
 from diffusion_core.data import load_images
 from diffusion_core.evaluation import load_classifier
@@ -17,7 +23,7 @@ from diffusion_core.files import write_json
 from diffusion_core.networks import classify
 from diffusion_core.pretrained import Pretrained, Sampler
 
-HELP = """Measure a network trained on MNIST against real images; write a JSON table with
+_HELP = """Measure a network trained on MNIST against real images; write a JSON table with
 provenance.
 
 For each of --seeds seeds: draws --samples training images, and paints as many with the same
@@ -34,11 +40,12 @@ examples:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate`."""
+def add_to(commands: argparse._SubParsersAction) -> None:
+    """Add `evaluate` and its options to the command line."""
+    parser = add_command(commands, evaluate, "measure against real data", _HELP)
     add = parser.add_argument
     add_generation(parser, steps=50)
-    add("--data", metavar="DIR", help=DATA_HELP)
+    add_data(parser)
     add("--samples", type=int, default=2000, help="images for each seed (default: 2000)")
     add("--seeds", type=int, default=3, help="how many seeds: 0, 1, … (default: 3)")
     add("--out", type=Path, metavar="FILE", help="default: runs/NAME_evaluation.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -16,10 +17,30 @@ from diffusion_core.pretrained import (
 )
 from diffusion_core.training import CHECKPOINT, steps_done
 
-DATA_HELP = (
-    "folder that holds torchvision's MNIST (default: $DIFFUSION_DATA, then "
-    "~/.cache/diffusion_data, into which it is downloaded)"
-)
+
+def add_command(
+    commands: argparse._SubParsersAction,
+    function: Callable[..., None],
+    about: str,
+    description: str,
+) -> argparse.ArgumentParser:
+    """A command that runs this function, under its name; its options become keyword arguments."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(
+        function.__name__, help=about, description=description, formatter_class=raw
+    )
+    parser.set_defaults(run=function)
+    return parser
+
+
+def add_data(command: argparse.ArgumentParser) -> None:
+    """Where a command takes the images from."""
+    command.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder that holds torchvision's MNIST (default: $DIFFUSION_DATA, then "
+        "~/.cache/diffusion_data, into which it is downloaded)",
+    )
 
 
 def add_generation(command: argparse.ArgumentParser, steps: int) -> None:

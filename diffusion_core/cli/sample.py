@@ -12,12 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_core._validate import UsageError, check_whole
-from diffusion_core.cli.options import add_generation, check_file, load_for_sampling
+from diffusion_core.cli.options import (
+    add_command,
+    add_generation,
+    check_file,
+    load_for_sampling,
+)
 from diffusion_core.data import to_uint8
 from diffusion_core.files import write_bytes
 from diffusion_core.pretrained import Sampler, generate
 
-HELP = """Draw images from a trained network and save them as one grid.
+_HELP = """Draw images from a trained network and save them as one grid.
 
 examples:
   python -m diffusion_core sample mnist --labels 0-9 --out grid.png
@@ -27,8 +32,9 @@ examples:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `sample`."""
+def add_to(commands: argparse._SubParsersAction) -> None:
+    """Add `sample` and its options to the command line."""
+    parser = add_command(commands, sample, "draw images", _HELP)
     add = parser.add_argument
     add_generation(parser, steps=100)
     add("--labels", default="0-9", help="such as 0-9 or 3,1,4 or none (default: 0-9)")

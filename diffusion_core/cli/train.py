@@ -13,7 +13,12 @@ from tqdm import tqdm
 
 from diffusion_core._validate import UsageError, check_device
 from diffusion_core.cli.classifier import CLASSIFIERS, ClassifierConfig, train_judge
-from diffusion_core.cli.options import DATA_HELP, check_file, check_folder
+from diffusion_core.cli.options import (
+    add_command,
+    add_data,
+    check_file,
+    check_folder,
+)
 from diffusion_core.cli.provenance import command_line, data_card, provenance
 from diffusion_core.data import Images, load_images
 from diffusion_core.pretrained import save_net
@@ -30,7 +35,7 @@ from diffusion_core.training import (
 )
 from diffusion_core.training import train as train_net
 
-HELP = f"""Train a recipe at full length and store the result with its card.
+_HELP = f"""Train a recipe at full length and store the result with its card.
 
 recipes:
 {chr(10).join(f"  {name:<16}  {recipe.about}" for name, recipe in (RECIPES | CLASSIFIERS).items())}
@@ -48,11 +53,12 @@ examples:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `train`."""
+def add_to(commands: argparse._SubParsersAction) -> None:
+    """Add `train` and its options to the command line."""
+    parser = add_command(commands, train, "train a recipe", _HELP)
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="what to train (see above)")
-    add("--data", metavar="DIR", help=DATA_HELP)
+    add_data(parser)
     add("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     add("--steps", type=int, help="instead of the recipe's number of steps")
     add("--batch-size", type=int, help="instead of the recipe's global batch size")
@@ -153,10 +159,7 @@ def _config(
         raise UsageError(f"--device {device}: {recipe} is trained on the CPU")
     if device is not None:
         check_device(device)
-    try:
-        config = dataclasses.replace(config, **wanted)
-    except ValueError as error:  # the configuration's own checks
-        raise UsageError(str(error)) from error
+    config = dataclasses.replace(config, **wanted)
     if isinstance(config, ClassifierConfig):
         return config
     precision = resolve_precision(config.precision, device)
@@ -175,7 +178,7 @@ def _is_trained(card: Path, config: TrainConfig | ClassifierConfig) -> bool:
         there = there.get("config", there)  # the first cards of classifiers have none
         ours = json.loads(json.dumps(dataclasses.asdict(config)))
         differs = [
-            f"--{name.replace('_', '-')} {there[name]}, not {value}"
+            f"{name} = {there[name]}, not {value}"
             for name, value in ours.items()
             if there.get(name, value) != value
         ]

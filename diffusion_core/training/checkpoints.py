@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_core._validate import UsageError
 from diffusion_core.files import (
     check_room,
     locked,
@@ -54,7 +55,7 @@ def run_folder(
     """
     if folder is None:
         if resume:
-            raise ValueError("resume=True needs the folder of the run that goes on")
+            raise UsageError("resume=True needs the folder of the run that goes on")
         yield None
         return
     path = Path(folder) / CHECKPOINT
@@ -122,7 +123,7 @@ def load_checkpoint(path: str | Path, state: RunState, settings: dict[str, Any])
         state.net.load_state_dict(_with_prefix(tensors, "net."))
         state.average.load_state_dict(_with_prefix(tensors, "ema."))
     except RuntimeError as error:
-        raise ValueError(f"{path} belongs to another net: {error}") from error
+        raise UsageError(f"{path} belongs to another net: {error}") from error
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in _with_prefix(tensors, "optimizer.").items():
         i, name = key.split(".", 1)
@@ -158,7 +159,7 @@ def _check_settings(path: str | Path, saved: dict[str, Any], ours: dict[str, Any
         if saved.get(key, unknown) != ours.get(key, unknown)
     ]
     if differs:
-        raise ValueError(
+        raise UsageError(
             f"{path} belongs to a run with another configuration ({'; '.join(differs)}); choose "
             f"another folder{_WHY_STEPS if saved.get('steps') != ours.get('steps') else ''}"
         )
@@ -166,4 +167,4 @@ def _check_settings(path: str | Path, saved: dict[str, Any], ours: dict[str, Any
 
 def _check_meta(path: str | Path, meta: dict[str, str]) -> None:
     if not {"step", "config", "history"} <= meta.keys():
-        raise ValueError(f"{path} is not a checkpoint of train(): it holds no step and no log")
+        raise UsageError(f"{path} is not a checkpoint of train(): it holds no step and no log")

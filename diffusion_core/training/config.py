@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from diffusion_core._validate import check_whole
+from diffusion_core._validate import UsageError, check_whole
 from diffusion_core.data import Images
 from diffusion_core.schedules import NoiseSchedule
 
@@ -61,7 +61,7 @@ class TrainConfig:
             ("seed", self.seed < 2**32, "below 2**32"),
         ):
             if not fine:
-                raise ValueError(f"{name} = {getattr(self, name)!r} must be {right}")
+                raise UsageError(f"{name} = {getattr(self, name)!r} must be {right}")
 
 
 def lr_at(k: int, config: TrainConfig) -> float:

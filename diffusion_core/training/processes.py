@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diffusion_core._validate import check_device
+from diffusion_core._validate import UsageError, check_device
 
 _FAR = 2_654_435_769  # between the seeds of processes; a CPU's generator keeps 32 bits of a seed
 
@@ -36,7 +36,7 @@ class Place(NamedTuple):
         """
         n, rank = self.processes, self.rank
         if batch_size % n:
-            raise ValueError(f"batch_size = {batch_size} does not split evenly over {n} processes")
+            raise UsageError(f"batch_size = {batch_size} does not split evenly over {n} processes")
         return slice(rank * batch_size // n, (rank + 1) * batch_size // n)
 
 
@@ -61,7 +61,7 @@ def find_place(device: str | None) -> Place:
         return Place(check_device(device))
     if device != "cpu":
         if torch.device(device).index is not None:
-            raise ValueError(
+            raise UsageError(
                 f"device = {device!r}: each of the {processes} processes takes a device of its "
                 f"own; say {device.split(':')[0]!r}"
             )

@@ -99,7 +99,7 @@ def test_a_judge_of_other_data_is_refused(run, tmp_path, capsys):
 )
 def test_the_stored_command_of_an_evaluation_names_what_is_not_the_default(options, said):
     arguments = vars(build_parser().parse_args(["evaluate", "mnist", "--samples", "5", *options]))
-    for not_stored in ("command", "data", "weights", "out"):
+    for not_stored in ("command", "run", "data", "weights", "out"):
         arguments.pop(not_stored)
     expected = "python -m diffusion_core evaluate mnist --samples 5 --seeds 3 --steps 50"
     assert command._command(**arguments) == expected + said

@@ -9,7 +9,7 @@ import torch
 
 from diffusion_core import cli
 from diffusion_core.__main__ import main
-from diffusion_core.cli import COMMANDS, build_parser
+from diffusion_core.cli import build_parser
 from diffusion_core.cli import sample as sample_command
 from diffusion_core.training import RECIPES
 
@@ -129,13 +129,12 @@ def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
         main(["sample", "mnist"])
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
 def test_the_options_are_the_arguments_of_the_function(command):
     """Each has the name and the default that the help gives."""
-    function, _, _ = COMMANDS[command]
     options = vars(build_parser().parse_args([command, "mnist"]))
-    options.pop("command")
-    signature = inspect.signature(function).parameters
+    assert options.pop("command") == command
+    signature = inspect.signature(options.pop("run")).parameters
     assert options.keys() == signature.keys()
     first, *rest = signature.values()
     assert options[first.name] == "mnist"

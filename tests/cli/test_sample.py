@@ -69,7 +69,7 @@ def test_the_options_reach_the_sampler(tmp_path, monkeypatch):
 def test_ddim_with_guidance_draws_another_picture(run, tmp_path):
     def picture(*options):
         out = tmp_path / "a.png"
-        assert main(["sample", "digits", "--weights", str(run / "digits"), "--steps", "4", "--out", str(out), *options]) == 0
+        assert main(["sample", "digits", "--weights", str(run / "digits"), "--steps", "2", "--out", str(out), *options]) == 0
         return out.read_bytes()
 
     ddim = ["--sampler", "ddim"]

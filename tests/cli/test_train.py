@@ -73,7 +73,7 @@ def test_a_finished_classifier_of_another_seed_is_not_taken_for_this_one(tmp_pat
     assert main(["train", "mnist_classifier", "--out", str(tmp_path)]) == 0
     assert "already trained" in capsys.readouterr().out
     assert main(["train", "mnist_classifier", "--out", str(tmp_path), "--seed", "5"]) == 2
-    assert "was trained with --seed 0, not 5; choose another --out" in capsys.readouterr().err
+    assert "was trained with seed = 0, not 5; choose another --out" in capsys.readouterr().err
 
 
 
@@ -121,7 +121,7 @@ def test_weights_of_another_run_are_not_overwritten(change, run, tmp_path, monke
     arguments = ["train", "digits", "--steps", "6", "--batch-size", "8", "--device", "cpu", *change]
     assert main([*arguments, "--runs", str(tmp_path / "runs"), "--out", str(out)]) == 2
     said = capsys.readouterr().err
-    assert f"was trained with {change[0]}" in said
+    assert f"was trained with {change[0].removeprefix('--')} = " in said
     assert f"not {change[1]}; choose another --out" in said
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert not (tmp_path / "runs").exists()
@@ -166,6 +166,15 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(option, wrong
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
 
 
+def test_a_run_goes_on_only_as_it_began(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "runs")
+    out = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--resume"]
+    assert main(["train", "digits", "--steps", "6", "--batch-size", "8", "--device", "cpu", "--lr", "0.5", *out]) == 2
+    said = capsys.readouterr().err
+    assert "belongs to a run with another configuration (lr: 0.002 there, 0.5 here)" in said
+    assert said.count("error: ") == 1
+
+
 def test_there_must_be_something_to_resume(tmp_path, capsys):
     """A slip in --runs is no reason to train from step 0."""
     arguments = ["train", "digits", *SHORT, "--runs", str(tmp_path / "rnus"), "--resume"]
@@ -204,7 +213,7 @@ def test_a_classifier_is_a_recipe_like_the_others(tmp_path, monkeypatch, capsys)
     assert main(arguments) == 0
     assert "already trained" in capsys.readouterr().out
     assert main([*arguments, "--seed", "1"]) == 2
-    assert "was trained with --seed 0, not 1" in capsys.readouterr().err
+    assert "was trained with seed = 0, not 1" in capsys.readouterr().err
     assert (tmp_path / "judge" / "judge.safetensors").read_bytes() == before
     assert main(["train", "judge", "--runs", str(tmp_path / "new"), "--batch-size", "1498"]) == 2
     assert "batch_size = 1498 is more than 1497 images" in capsys.readouterr().err

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_core.__main__ import build_parser as package_parser
+from diffusion_core.cli import build_parser as package_parser
+from diffusion_core.training import CHECKPOINT
 from tools import gpu
 
 
@@ -40,13 +41,22 @@ def test_everything_goes_into_one_folder_in_order(calls, tmp_path):
         assert parsed.data == str(Path("d").resolve()), "the parts run in another folder"
         assert parsed.device == "cpu"
     assert package_parser().parse_args(made[0][1:]).steps == 7
-    assert package_parser().parse_args(made[0][1:]).resume
+    assert not package_parser().parse_args(made[0][1:]).resume, "there is nothing to resume yet"
     assert [package_parser().parse_args(c[1:]).steps for c in made[1:3]] == [20, 5]
     assert [package_parser().parse_args(c[1:]).out.name for c in made[1:3]] == ["mnist_evaluation_20.json", "mnist_evaluation.json"]
     assert package_parser().parse_args(made[1][1:]).samples == 2000
     outs = [str(package_parser().parse_args(c[1:]).out) for c in made[1:3]]
     assert len(set(outs)) == 2
     assert all(o.startswith(str(tmp_path)) for o in outs)
+
+
+def test_training_that_was_stopped_goes_on(calls, tmp_path):
+    checkpoint = tmp_path / "runs" / "mnist" / CHECKPOINT
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"")
+    train = package_parser().parse_args(calls()[0][1:])
+    assert train.resume
+    assert train.runs / "mnist" / CHECKPOINT == checkpoint
 
 
 def test_training_that_is_done_is_not_repeated(calls, tmp_path):
