@@ -1,16 +1,6 @@
-"""Imports inside the package go downwards."""
+"""The picture of the rooms: which imports it shows."""
 
 from tools.pages import imports
-
-
-def test_no_room_imports_one_that_stands_above_it():
-    assert imports.upwards(imports.edges()) == set(), "FLOORS of tools/pages/imports.py has the order"
-
-
-def test_an_import_upwards_is_found():
-    wrong = {("schedules", "networks"), ("ddpm", "ddim"), ("training", "cli"), ("a_new_room", "cli"), ("cli", "a_new_room")}
-    right = {("training", "networks"), ("cli", "training"), ("ddim", "ddpm"), ("__main__", "cli")}
-    assert imports.upwards(wrong | right) == wrong
 
 
 def test_every_way_to_import_counts():

@@ -6,9 +6,7 @@ import re
 from tools import layout
 
 PAGE = layout.ROOT / "CONTRIBUTING.md"
-MATHEMATICS = ("_validate", "schedules", "prediction", "sampling", "ddpm", "likelihood", "ddim", "sde", "guidance", "exact")
-# From the ground up: each may import what stands before it. One that is not named here stands on top.
-FLOORS = (*MATHEMATICS, "files", "checks", "networks", "data", "plotting", "interop", "training", "pretrained", "evaluation")
+MATHEMATICS = ("schedules", "prediction", "sampling", "ddpm", "likelihood", "ddim", "sde", "guidance", "exact")
 PICTURE = re.compile(r"(?<=<!-- made by `make pages` -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -30,13 +28,6 @@ def imported(source):
             yield node.module.split(".")[1]
         elif isinstance(node, ast.Import):
             yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("diffusion_core."))
-
-
-def upwards(edges):
-    """The imports that go from a room to one that stands above it, or beside it on top."""
-    floor = {room: i for i, room in enumerate(FLOORS)}
-    top = len(FLOORS)
-    return {(a, b) for a, b in edges if floor.get(b, top) >= floor.get(a, top) and a != "__main__"}
 
 
 def direct(edges):
