@@ -17,7 +17,7 @@ import os
 import sys
 
 from diffusion_core import EQUATIONS
-from tools import layout
+from tools import environment, layout
 from tools.mutation import proofs, verdicts
 from tools.mutation.mutants import mutants
 from tools.mutation.process import in_process, observe_proof, observe_tests, run_proof, run_tests
@@ -159,7 +159,7 @@ def main():
     parser.add_argument("--only", nargs="+", default=[], metavar="KEY", help='of the equations: these, such as "DDPM 7"')
     parser.add_argument("--again", action="store_true", help="forget every stored verdict of these modules")
     arguments = parser.parse_args()
-    os.environ.update(layout.kernel_environment())
+    os.environ.update(environment.kernel_environment())
     os.environ["MPLBACKEND"] = "Agg"
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
