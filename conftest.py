@@ -3,10 +3,10 @@ and the rule by which --nbval compares their outputs."""
 
 import os
 
-from tools import layout
+from tools import environment
 from tools.outputs import compare_by_the_rule
 
-os.environ.update(layout.kernel_environment())
+os.environ.update(environment.kernel_environment())
 del os.environ["MPLBACKEND"]  # nbval's kernels choose the inline backend themselves
 
 

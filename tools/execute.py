@@ -22,7 +22,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from tools import layout, stale
+from tools import environment, layout, stale
 
 LIBRARIES = (
     "torch",
@@ -93,7 +93,7 @@ def run(path, timeout=600):
     with tempfile.TemporaryDirectory() as scratch:
         ledger, opened = Path(scratch, "ledger.jsonl"), Path(scratch, "opened.txt")
         env = {
-            **layout.kernel_environment(),
+            **environment.kernel_environment(),
             "DIFFUSION_OPENED": str(opened),
             "DIFFUSION_LEDGER": str(ledger),
             "DIFFUSION_CHAPTER": layout.chapter_name(path),

@@ -1,8 +1,6 @@
-"""Where things are: the table of contents, the chapters, the package, the settings that every run of a chapter shares."""
+"""Where things are: the table of contents, the chapters, the package."""
 
 import json
-import os
-import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,40 +62,6 @@ def run_file(path):
     return RUNS / f"{chapter_name(path).replace('/', '--')}.json"
 
 
-def config():
-    """`_config.yml` as a dictionary."""
-    import yaml
-
-    return yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf8"))
-
-
-def version():
-    """The package's version, read from its source; releases carry the tag `v` + version."""
-    match = re.search(
-        r'^__version__ = "([^"]+)"',
-        (PACKAGE / "__init__.py").read_text(encoding="utf8"),
-        re.MULTILINE,
-    )
-    return match.group(1)
-
-
-def colab_link(path):
-    """The address at which Colab opens a chapter."""
-    repository = config()["repository"]
-    where = Path(path).resolve().relative_to(ROOT).as_posix()
-    return f"{repository['url'].replace('https://github.com', 'https://colab.research.google.com/github')}/blob/{repository['branch']}/{where}"
-
-
-def colab_cell(extra=""):
-    """The first code cell of every chapter: it does nothing unless the chapter runs in Colab."""
-    return (
-        "#@title Set-up (does something only in Colab)\n"
-        "import sys\n\n"
-        'if "google.colab" in sys.modules:\n'
-        f'    %pip install --quiet "diffusion-core{extra} @ git+{config()["repository"]["url"]}@v{version()}"'
-    )
-
-
 def page_title(path):
     """The first level-1 heading of a page."""
     path = Path(path)
@@ -127,30 +91,3 @@ def package_files():
         and not p.name.startswith(".")
         and p.suffix not in {".new", ".tmp"}  # half written
     )
-
-
-def kernel_environment():
-    """The environment in which chapters run, when they are executed and when they are tested.
-
-    No GPU and two threads (unless the caller's environment says how many), as on the machine the book promises; no progress
-    bars, which no two runs draw alike.
-    """
-    threads = os.environ.get("OMP_NUM_THREADS", "2")
-    return {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": threads,
-        # a waiting thread spins for a moment, then sleeps: spinning for long makes small operations 100 times slower on a busy
-        # machine, and not spinning at all makes them twice as slow on a quiet one
-        "GOMP_SPINCOUNT": "10000",
-        "MKL_NUM_THREADS": threads,
-        "TQDM_DISABLE": "1",
-        "PYTHONHASHSEED": "0",
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "DIFFUSERS_VERBOSITY": "error",
-        "JUPYTER_PLATFORM_DIRS": "1",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
-    }

@@ -9,16 +9,15 @@ nothing one could observe are named, with the reason, in tools/mutation/equivale
 """
 
 import argparse
-import ast
 import functools
 import gc
 import importlib
 import itertools
 import os
-import re
 import sys
 
-from tools import layout
+from diffusion_core import EQUATIONS
+from tools import environment, layout
 from tools.mutation import proofs, verdicts
 from tools.mutation.mutants import mutants
 from tools.mutation.process import in_process, observe_proof, observe_tests, run_proof, run_tests
@@ -34,10 +33,8 @@ from tools.mutation.verdicts import (
 )
 from tools.pages import write_all
 
-EQUATION_MODULES = (
-    *("ddpm", "prediction", "sampling", "likelihood", "schedules", "exact"),
-    *("evaluation/metrics", "networks/unet", "training/loop", "training/config"),
-)
+MODULES = {module.replace("/", "."): module for module in layout.modules()}
+EQUATION_MODULES = sorted({MODULES[name] for place in EQUATIONS.values() for name in MODULES if place.startswith(f"{name}.")})
 FORMULA = ("sign", "dropped sqrt", "dropped power", "dropped term", "dropped factor", "operator")  # tried first on equations
 # imported before the forks, so that each of them starts fast; the package itself must not be among them
 HEAVY = (
@@ -120,8 +117,7 @@ def failed_by(proof, key, first=None):
     if observed is None or observed[0]:
         sys.exit(f"{proof.chapter}: checks of {key} fail, or take too long, without any mutant: {observed and observed[0]}")
     queue = _interleaved([m for m in _mutants_of(module) if (module, m.function) in observed[1]] for module in EQUATION_MODULES)
-    named = functions_of_equation(key)
-    queue.sort(key=lambda m: (m.name != first, (m.module, m.function) not in named))  # a stable sort: the rest keeps its order
+    queue.sort(key=lambda m: (m.name != first, not is_equation(m, key)))  # a stable sort: the rest keeps its order
     for i, mutant in enumerate(queue, 1):
         claims = (in_process(run_proof, mutant, proof, limit=PROOF_LIMIT) or {}).get(key, [])
         if any(not claim.startswith(proofs.RAISED) for claim in claims):  # a number must be wrong; stopping is not enough
@@ -136,25 +132,11 @@ def _mutants_of(module):
     return mutants(module, source(module))
 
 
-def functions_of_equation(key):
-    """(module, function) of those whose docstring names this equation: DDPM 7 stands there as "DDPM eq. 7", "eq. 6-7" or so."""
-    paper, _, number = key.partition(" ")
-    found = set()
-    for module in EQUATION_MODULES:
-        for node in ast.walk(ast.parse(source(module))):
-            text = (isinstance(node, ast.FunctionDef) and ast.get_docstring(node)) or ""
-            cited = re.findall(r"(?:eqs?\.|sec\.) ([\d.,\- and]+)", text) if paper in text else []
-            if any(number.removeprefix("sec. ") in _numbers(part) for part in cited):
-                found.add((module, node.name))
-    return found
-
-
-def _numbers(cited):
-    """What "6-7" or "4, 15" stands for."""
-    found = set(re.findall(r"\d+(?:\.\d+)?", cited))
-    for low, high in re.findall(r"(\d+)-(\d+)", cited):
-        found |= {str(n) for n in range(int(low), int(high) + 1)}
-    return found
+def is_equation(mutant, key):
+    """Whether a mutant changes the function that is this equation; where that is a class, any function of its module."""
+    module = f"{mutant.module.replace('/', '.')}."
+    name = EQUATIONS.get(key, "").removeprefix(module) if EQUATIONS.get(key, "").startswith(module) else ""
+    return name.rpartition(".")[2] == mutant.function or (name[:1].isupper() and "." not in name)
 
 
 def _interleaved(lists):
@@ -177,7 +159,7 @@ def main():
     parser.add_argument("--only", nargs="+", default=[], metavar="KEY", help='of the equations: these, such as "DDPM 7"')
     parser.add_argument("--again", action="store_true", help="forget every stored verdict of these modules")
     arguments = parser.parse_args()
-    os.environ.update(layout.kernel_environment())
+    os.environ.update(environment.kernel_environment())
     os.environ["MPLBACKEND"] = "Agg"
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"

@@ -13,7 +13,7 @@ from functools import cache
 import nbformat
 import pytest
 
-from tools import layout, stale
+from tools import address, layout, stale
 from tools.execute import ADDRESS
 
 CHAPTERS = layout.chapters()
@@ -183,10 +183,10 @@ def test_begins_with_title_and_colab_link_and_set_up(path):
     assert first.cell_type == "markdown" and first.source.startswith("# "), (
         "the first cell holds the title"
     )
-    assert f"]({layout.colab_link(path)})" in first.source, (
-        f"expected a link [Open in Colab]({layout.colab_link(path)})"
+    assert f"]({address.colab_link(path)})" in first.source, (
+        f"expected a link [Open in Colab]({address.colab_link(path)})"
     )
-    allowed = [layout.colab_cell(), layout.colab_cell("[compare]")]
+    allowed = [address.colab_cell(), address.colab_cell("[compare]")]
     assert code_cells(path)[0].source.replace("# @title", "#@title") in allowed, f"the first code cell must read\n\n{allowed[0]}"
     assert "remove-cell" in code_cells(path)[0].metadata.get("tags", []), (
         "the site does not show the set-up cell: tag remove-cell"
@@ -372,6 +372,6 @@ def test_the_skeleton_of_a_chapter(tmp_path):
     nb = nbformat.read(target, as_version=4)
     nbformat.validate(nb)
     assert nb.cells[0].source.startswith(f"# {title}\n")
-    assert layout.colab_link(file) in nb.cells[0].source.replace(str(target), file.relative_to(layout.ROOT).as_posix())
-    assert nb.cells[1].source == layout.colab_cell()
+    assert address.colab_link(file) in nb.cells[0].source.replace(str(target), file.relative_to(layout.ROOT).as_posix())
+    assert nb.cells[1].source == address.colab_cell()
     assert subprocess.run(command, cwd=layout.ROOT, capture_output=True).returncode != 0, "what is there is left alone"

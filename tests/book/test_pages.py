@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tools import layout, pages
-from tools.pages import ledger, symptoms
+from tools.pages import equations, symptoms
 
 
 @pytest.mark.parametrize(
@@ -40,28 +40,28 @@ def test_every_resource_says_what_to_read_and_what_goes_with_it():
 
 
 def test_equations_are_described():
-    for key, about in ledger.described().items():
-        assert about["kind"] in ledger.KINDS, key
+    for key, about in equations.described().items():
+        assert about["kind"] in equations.KINDS, key
         assert about["says"].endswith("."), key
-        assert key.split(" ")[0] in ledger.papers(), f"{key}: no such paper"
-    unknown = set(ledger.displayed()) - set(ledger.described())
+        assert key.split(" ")[0] in equations.papers(), f"{key}: no such paper"
+    unknown = set(equations.displayed()) - set(equations.described())
     assert not unknown, f"add to book/_data/equations.yml: {sorted(unknown)}"
 
 
 def test_checks_name_equations_that_are_displayed():
-    assert set(ledger.checks()) <= set(ledger.displayed())
+    assert set(equations.checks()) <= set(equations.displayed())
 
 
-@pytest.mark.parametrize("key", sorted(ledger.displayed(), key=ledger.order))
+@pytest.mark.parametrize("key", sorted(equations.displayed(), key=equations.order))
 def test_equation_has_a_check(key):
-    assert ledger.checks().get(key), f"no check in any chapter names {key}"
+    assert equations.checks().get(key), f"no check in any chapter names {key}"
 
 
-@pytest.mark.skipif(ledger.mutants() is None, reason="no mutation run is stored (make mutate)")
-@pytest.mark.parametrize("key", sorted(ledger.displayed(), key=ledger.order))
+@pytest.mark.skipif(equations.mutants() is None, reason="no mutation run is stored (make mutate)")
+@pytest.mark.parametrize("key", sorted(equations.displayed(), key=equations.order))
 def test_equation_has_a_check_that_a_bug_has_failed(key):
-    kind = ledger.described()[key]["kind"]
-    assert kind == "definition" or ledger.mutants().get(key), (
+    kind = equations.described()[key]["kind"]
+    assert kind == "definition" or equations.mutants().get(key), (
         f"no injected bug makes a check of {key} fail"
     )
 
@@ -74,7 +74,7 @@ def test_references_hold_every_paper():
             re.MULTILINE,
         )
     )
-    assert {paper["cite"] for paper in ledger.papers().values()} <= keys
+    assert {paper["cite"] for paper in equations.papers().values()} <= keys
 
 
 def test_references_hold_every_preprint_that_a_page_links_to():

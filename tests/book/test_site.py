@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tools import book, layout
+from tools import address, book, layout
 
 # What a page may not load from another host; `rel="canonical"` and ordinary links are no loading.
 LOADING = {
@@ -146,7 +146,7 @@ def test_chapters_have_their_buttons(site):
     for path in layout.chapters():
         built = site / path.relative_to(layout.ROOT).with_suffix(".html")
         links = page(built).links
-        assert layout.colab_link(path) in links, f"{built.name}: no Colab link"
+        assert address.colab_link(path) in links, f"{built.name}: no Colab link"
         assert any(path.name in url and "_sources" in url for url in links), (
             f"{built.name}: no download"
         )

@@ -5,9 +5,9 @@ import re
 import subprocess
 
 from tests.tools.files import copy_of_the_project, text_files
-from tools import layout
+from tools import address, layout
 
-OWNER, NAME = layout.config()["repository"]["url"].rsplit("/", 2)[1:]
+OWNER, NAME = address.config()["repository"]["url"].rsplit("/", 2)[1:]
 
 
 def assert_all_agree(root, owner, name):

@@ -2,11 +2,12 @@
 
 import ast
 
+import pytest
 import yaml
 
 from tools import mutate
 from tools.mutation import process, verdicts
-from tools.mutation.mutants import mutants
+from tools.mutation.mutants import Mutant, mutants
 from tools.mutation.syntax import syntax
 from tools.pages import bugs
 
@@ -153,12 +154,23 @@ def test_runs_side_by_side_keep_what_the_other_has_found(monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mutation.json"]
 
 
-def test_functions_that_name_an_equation_are_tried_first():
-    assert ("ddpm", "q_posterior") in mutate.functions_of_equation("DDPM 7")
-    assert ("prediction", "predict_x0") in mutate.functions_of_equation("DDPM 15")
-    assert ("ddpm", "ddpm_step") in mutate.functions_of_equation("DDPM 11")
-    assert ("ddpm", "ddpm_step") not in mutate.functions_of_equation("DDPM 1")
-    assert mutate.functions_of_equation("nobody 7") == set()
+@pytest.mark.parametrize(
+    ("key", "module", "function", "expected"),
+    [
+        ("DDPM 7", "ddpm", "q_posterior", True),
+        ("DDPM 7", "ddpm", "q_sample", False),
+        ("DDPM 7", "exact", "q_posterior", False),
+        ("DDPM 2", "schedules", "beta_at", True),
+        ("Attention 1", "networks/unet", "forward", True),
+        ("nobody 7", "ddpm", "q_posterior", False),
+    ],
+)
+def test_the_function_that_is_an_equation_is_tried_first(key, module, function, expected):
+    assert mutate.is_equation(Mutant(module, function, 1, "", ""), key) == expected
+
+
+def test_every_equation_is_in_a_module_that_is_searched():
+    assert {"ddpm", "networks/unet", "evaluation/metrics"} <= set(mutate.EQUATION_MODULES)
 
 
 def test_the_page_of_bugs_counts(monkeypatch):

@@ -7,7 +7,7 @@ from decimal import Decimal
 import nbformat
 import pytest
 
-from tools import layout
+from tools import environment, layout
 from tools.outputs import as_stored, bounds_of
 
 STORED = """✓ the loss at t = 400 (within 1e-10)
@@ -201,7 +201,7 @@ def test_pytest_compares_by_the_rule(tmp_path):
 def test_the_processor_is_for_the_caller_to_choose(monkeypatch):
     """Two threads, but where OMP_NUM_THREADS says otherwise."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert layout.kernel_environment()["OMP_NUM_THREADS"] == "2"
+    assert environment.kernel_environment()["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    threads = {layout.kernel_environment()[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    threads = {environment.kernel_environment()[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     assert threads == {"4"}

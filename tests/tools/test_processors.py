@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tools import layout, processors
+from tools import environment, processors
 
 
 def test_every_processor_runs_the_chapters_and_one_that_fails_is_named(monkeypatch):
@@ -43,6 +43,6 @@ def test_pytorch_obeys(monkeypatch):
     code = "import torch; print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())"
     command = [sys.executable, "-c", code]
     found = subprocess.run(
-        command, env=layout.kernel_environment(), capture_output=True, check=True
+        command, env=environment.kernel_environment(), capture_output=True, check=True
     )
     assert found.stdout.decode().split() == ["DEFAULT", "1"]

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tools import layout
+from tools import address, layout
 
 
 def test_the_site_is_published_after_the_tests():
@@ -24,7 +24,7 @@ def test_the_site_is_published_after_the_tests():
 
 
 def test_all_places_agree_on_the_version():
-    version = layout.version()
+    version = address.version()
     assert version == importlib.import_module("diffusion_core").__version__
     places = {
         "CITATION.cff": rf"^version: {re.escape(version)}$",
@@ -49,7 +49,7 @@ def tagging():
 
 @pytest.mark.skipif(not shutil.which("bash") or not shutil.which("git"), reason="needs bash and git")
 def test_the_tag_that_the_chapters_install_is_set_once(tmp_path):
-    script, tag = tagging(), f"v{layout.version()}"
+    script, tag = tagging(), f"v{address.version()}"
     assert not re.search(r"\d+\.\d+", script), "the version stands in diffusion_core/__init__.py alone"
     origin, clone = tmp_path / "origin", tmp_path / "clone"
 
@@ -62,7 +62,7 @@ def test_the_tag_that_the_chapters_install_is_set_once(tmp_path):
 
     subprocess.run(["git", "init", "--quiet", "--bare", origin], check=True)
     subprocess.run(["git", "clone", "--quiet", origin, clone], check=True, capture_output=True)
-    for name in ("tools/__init__.py", "tools/layout.py", "diffusion_core/__init__.py"):
+    for name in ("tools/__init__.py", "tools/layout.py", "tools/address.py", "diffusion_core/__init__.py"):
         (clone / name).parent.mkdir(exist_ok=True)
         shutil.copy(layout.ROOT / name, clone / name)
     tagged = []

@@ -26,11 +26,9 @@ TESTS = {
     "guidance": ["tests/test_guidance.py"],
     "exact": ["tests/test_exact.py"],
     "networks/unet": ["tests/networks/test_unet.py"],
-    "training/loop": ["tests/training/test_loop.py"],
-    "training/config": ["tests/training/test_loop.py"],
-    "training/average": ["tests/training/test_loop.py"],
+    **{f"training/{name}": ["tests/training/test_loop.py"] for name in ("average", "batches", "config", "loop", "stopping", "validation")},
     "training/checkpoints": ["tests/training/test_checkpoints.py", "tests/training/test_loop.py"],
-    "files": ["tests/training/test_checkpoints.py"],
+    "files": ["tests/test_files.py", "tests/training/test_checkpoints.py"],
 }
 RESULT = layout.BOOK / "_data" / "mutation.json"
 EQUIVALENT = layout.ROOT / "tools" / "mutation" / "equivalent.yml"

@@ -1,8 +1,8 @@
 """The reference pages that are generated, one module a page: PAGE is its file, `page()` its text."""
 
-from tools.pages import benchmarks, bugs, ledger, status, symptoms
+from tools.pages import benchmarks, bugs, imports, ledger, status, symptoms
 
-GENERATED = (ledger, bugs, benchmarks, status, symptoms)
+GENERATED = (ledger, bugs, benchmarks, status, symptoms, imports)
 
 
 def write_all():

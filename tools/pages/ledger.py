@@ -1,22 +1,13 @@
 """Make book/reference/ledger.md: every displayed equation of a paper, the check that proves it, the bugs that check has caught.
 
-It is made from
-  the chapters                     each `\\tag{DDPM 4}` in a display, and the heading that it stands under
-  book/_data/equations.yml         kind and meaning of each equation
-  book/_data/runs/*.json           what every check measured when its chapter last ran (written by tools.execute)
-  book/_data/mutation.json         {"equations": {"DDPM 4": ["ddpm.py, q_sample: dropped sqrt: ...", ...], ...}, ...}: for each equation
-                                   mutants of the package that made its check fail, the first of each chapter (tools.mutate)
-and never by hand: `make pages` rewrites it, and a test compares.
+From tools/pages/equations.py, never by hand: `make pages` rewrites it, and a test compares.
 """
 
-import json
 import re
-from collections import defaultdict
-from functools import cache
 
 from tools import layout
-from tools.mutation import proofs, verdicts
-from tools.pages.markdown import cell_text, generated, headings_and_text, in_table, link_to
+from tools.pages import equations
+from tools.pages.markdown import cell_text, generated, in_table, link_to
 
 PAGE = layout.BOOK / "reference" / "ledger.md"
 ABOUT = """
@@ -29,89 +20,10 @@ if, besides, at least one [injected bug](bugs.md) makes its check fail: a check 
 
 This page is made from the chapters and their last run by `make pages`; nobody writes it.
 """
-KINDS = ("definition", "identity", "theorem")
-DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
-TAG = re.compile(r"\\tag\{([^{}]+)\}")
-
-
-def displayed():
-    """Every tagged display of the chapters, in reading order: {key: [(chapter path, heading, LaTeX without the tag), ...]}."""
-    found = defaultdict(list)
-    for path in layout.chapters():
-        for heading, text in headings_and_text(path):
-            for display in DISPLAY.findall(text):
-                for key in TAG.findall(display):
-                    found[key].append((path, heading, TAG.sub("", display).strip()))
-    return dict(found)
-
-
-@cache
-def _yaml():
-    import yaml
-
-    return yaml.safe_load((layout.BOOK / "_data" / "equations.yml").read_text(encoding="utf8"))
-
-
-def papers():
-    return _yaml()["papers"]
-
-
-def described():
-    """{key: {"kind", "says"}} of equations.yml."""
-    return _yaml()["equations"]
-
-
-def checks():
-    """Every check that names an equation, from the last run of each chapter: {key: [(chapter path, check), ...]}."""
-    found = defaultdict(list)
-    for path in layout.chapters():
-        if layout.run_file(path).exists():
-            for check in json.loads(layout.run_file(path).read_text(encoding="utf8"))["checks"]:
-                for key in filter(None, re.split(r"\s*;\s*", check.get("equation") or "")):
-                    found[key].append((path, check))
-    return dict(found)
-
-
-def mutants():
-    """{key: mutants that made a check of this equation fail}, or None where no mutation run is stored."""
-    return verdicts.load()["equations"] or None
-
-
-@cache
-def current():
-    """The equations of which a check, as it stands in a chapter today, was made to fail by a bug in a function as it is today."""
-    known, found = verdicts.load().get("proofs", {}), set()
-    for path in layout.chapters():
-        for key in proofs.proven_by(path):
-            proof = proofs.of_chapter(path, key)
-            if verdicts.still_failing(known.get(f"{proof.chapter}: {key}"), proof.mark):
-                found.add(key)
-    return found
-
-
-def searched():
-    """The equations for whose checks a bug was searched, in at least one chapter."""
-    return {name.partition(": ")[2] for name in verdicts.load().get("proofs", {})}
-
-
-def proven(key, kind, checks, caught):
-    """Whether an equation counts: a definition needs a check, an identity or theorem a check that some bug has failed."""
-    return bool(checks.get(key)) and (kind == "definition" or bool(caught and caught.get(key)))
 
 
 def number(value):
     return f"{value:.2g}" if isinstance(value, (int, float)) else cell_text(str(value))
-
-
-def order(key):
-    """Papers in the order of equations.yml, then equations by number."""
-    paper, _, rest = key.partition(" ")
-    known = list(papers())
-    return (
-        known.index(paper) if paper in known else len(known),
-        [int(n) for n in re.findall(r"\d+", rest)],
-        rest,
-    )
 
 
 def page():
@@ -119,10 +31,10 @@ def page():
 
 
 def _body():
-    found, measured, caught = displayed(), checks(), mutants()
-    keys = sorted(found, key=order)
-    kinds = {key: described().get(key, {}).get("kind", "not classified") for key in keys}
-    done = [key for key in keys if proven(key, kinds[key], measured, caught)]
+    found, measured, caught = equations.displayed(), equations.checks(), equations.mutants()
+    keys = sorted(found, key=equations.order)
+    kinds = {key: equations.described().get(key, {}).get("kind", "not classified") for key in keys}
+    done = [key for key in keys if equations.proven(key, kinds[key], measured, caught)]
     if not keys:
         return []
     lines = [
@@ -138,8 +50,8 @@ def _body():
     ]
     for key in keys:
         places = ", ".join(dict.fromkeys(link_to(PAGE, path) for path, _, _ in found[key]))
-        bugs = f"at least {len(caught[key])}" if caught and caught.get(key) else 0 if key in searched() else "–"
-        if caught and caught.get(key) and key not in current():
+        bugs = f"at least {len(caught[key])}" if caught and caught.get(key) else 0 if key in equations.searched() else "–"
+        if caught and caught.get(key) and key not in equations.current():
             bugs += ", before the last edit"
         lines.append(
             f"| [{key}](#{slug(key)}) | {kinds[key]} | {places} | {len(measured.get(key, []))} | {bugs} | {'yes' if key in done else 'no'} |"
@@ -148,7 +60,7 @@ def _body():
     for key in keys:
         paper = key.split(" ")[0]
         if paper != last:
-            about = papers().get(paper)
+            about = equations.papers().get(paper)
             lines += ["", f"## {about['title']}" if about else f"## {paper}", ""]
             lines += [f"{{cite:t}}`{about['cite']}`; tags begin with {paper}.", ""] if about else []
             last = paper
@@ -164,7 +76,7 @@ def entry(key, kind, places, measured, caught):
         "",
         f"$$\n{places[0][2]}\n$$",
         "",
-        f"*{kind.capitalize()}.* {cell_text(described().get(key, {}).get('says', ''))}",
+        f"*{kind.capitalize()}.* {cell_text(equations.described().get(key, {}).get('says', ''))}",
         "",
     ]
     where = "; ".join(dict.fromkeys(link_to(PAGE, path, heading) for path, heading, _ in places))
