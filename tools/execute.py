@@ -31,8 +31,10 @@ LIBRARIES = (
     "scipy",
     "scikit-learn",
     "matplotlib",
+    "accelerate",
     "diffusers",
     "denoising-diffusion-pytorch",
+    "pytorch-fid",
 )
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
