@@ -34,7 +34,6 @@ LIBRARIES = (
     "accelerate",
     "diffusers",
     "denoising-diffusion-pytorch",
-    "pytorch-fid",
 )
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
