@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from diffusion_core.data import load_images
 from diffusion_core.files import write_json
-from diffusion_core.networks import ResidualBlock, UNet, Upsample
+from diffusion_core.networks import ResidualBlock, UNet, Upsample, timestep_embedding
 from diffusion_core.schedules import make_schedule
 from diffusion_core.training import NanLoss, TrainConfig, train
 
@@ -66,6 +66,30 @@ class Timeless(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return self.net(x, torch.zeros_like(t), y)
+
+
+class TimeAtTheInput(Timeless):
+    """The blocks are told t = 0; the time is added once, to the channels of the first convolution."""
+
+    def __init__(self, net: UNet) -> None:
+        super().__init__(net)
+        net.conv_in = WithTime(net.conv_in)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        self.net.conv_in.code = timestep_embedding(t, self.net.conv_in.time.in_features)
+        return super().forward(x, t, y)
+
+
+class WithTime(nn.Module):
+    """A convolution that adds a linear map of a time's code to its channels."""
+
+    def __init__(self, conv: nn.Conv2d, dim: int = 64) -> None:
+        super().__init__()
+        self.conv, self.time = conv, nn.Linear(dim, conv.out_channels)
+        self.code = torch.zeros(1, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.time(self.code)[:, :, None, None]
 
 
 class WithoutSkip(nn.Module):
@@ -126,6 +150,7 @@ def no_residual(net: UNet) -> UNet:
 VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "full": lambda: UNet(**NET),
     "no time embedding": lambda: Timeless(UNet(**NET)),
+    "time at the input": lambda: TimeAtTheInput(UNet(**NET)),
     "no skips": lambda: no_skips(UNet(**NET)),
     "no attention": lambda: UNet(**{**NET, "attention": (False, False)}),
     "no group norm": lambda: no_group_norm(UNet(**NET)),
@@ -180,9 +205,11 @@ def settings() -> dict:
 
 def source_hash() -> str:
     """SHA-256 over the files whose change could change a number."""
-    files = ["benchmarks/ablation.py"]
-    files += [f"diffusion_core/{m}.py" for m in ("data", "ddpm", "schedules", "training", "unet")]
-    return hashlib.sha256(b"".join((ROOT / f).read_bytes() for f in files)).hexdigest()
+    package = ROOT / "diffusion_core"
+    files = [ROOT / "benchmarks" / "ablation.py", package / "ddpm.py", package / "schedules.py"]
+    for room in ("data", "networks", "training"):
+        files += sorted((package / room).glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def summary(entries: list[dict]) -> dict[str, dict]:

@@ -31,6 +31,7 @@ LIBRARIES = (
     "scipy",
     "scikit-learn",
     "matplotlib",
+    "accelerate",
     "diffusers",
     "denoising-diffusion-pytorch",
 )

@@ -37,6 +37,13 @@ def test_without_time_the_answer_does_not_depend_on_t():
     assert (net(X, T, Y) - net(X, T, Y.flip(0))).abs().max() > 1e-3
 
 
+def test_time_at_the_input_is_heard_there_and_nowhere_else():
+    net = awake("time at the input")
+    assert (net(X, T, Y) - net(X, T + 200, Y)).abs().max() > 1e-3
+    nn.init.zeros_(net.net.conv_in.time.weight)
+    assert_close(net(X, T, Y), net(X, T + 200, Y), rtol=0, atol=0)
+
+
 def test_without_skips_the_way_up_sees_the_middle_alone():
     """Cut the middle, and nothing of the image is left."""
     for variant, seen in (("no skips", False), ("full", True)):
