@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from diffusion_core._validate import check_labels
+from diffusion_core._validate import UsageError, check_labels
 from diffusion_core.data import Images
 from diffusion_core.schedules import NoiseSchedule
 from diffusion_core.training.average import EMA
@@ -98,7 +98,7 @@ def train(
             with dropout_seeded(k, config.seed, place):
                 loss = batch_loss(model, net, data, batch, schedule, config)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            norm = nn.utils.clip_grad_norm_(net.parameters(), config.grad_clip)
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(k, config)
             optimizer.step()
@@ -136,7 +136,7 @@ def _check_images(net: nn.Module, data: Images, validation: Images | None) -> No
         if images is None:
             continue
         if not len(images.pixels):
-            raise ValueError(f"{name} holds no images")
+            raise UsageError(f"{name} holds no images")
         if classes is not None:
             check_labels(images.labels, classes, len(images.pixels), f"the labels of {name}")
 
