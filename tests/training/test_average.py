@@ -20,7 +20,10 @@ def test_ema_is_its_formula_step_by_step():
         decay = min(0.8, (1 + k) / (10 + k))
         shadow = decay * shadow + (1 - decay) * net.weight.detach().double()
         assert_close(
-            ema.net.weight, shadow, rtol=0, atol=1e-3 * (1 + shadow.abs().max().item()) * 1e-2
+            ema.net.weight.double(),
+            shadow,
+            rtol=0,
+            atol=1e-3 * (1 + shadow.abs().max().item()) * 1e-2,
         )
     assert ema.decay_at(0) == 0.1
     assert ema.decay_at(34) == pytest.approx(35 / 44)

@@ -71,9 +71,9 @@ def test_train_is_the_loop_written_by_hand(grad_clip, p2_gamma):
     result = run(net, conf)
     assert losses(result) == pytest.approx(trace, rel=1e-4)
     for name, value in result.net.named_parameters():
-        assert_close(value, theta[name], rtol=0, atol=1e-4)
+        assert_close(value.double(), theta[name], rtol=0, atol=1e-4)
     for name, value in result.ema.named_parameters():
-        assert_close(value, shadow[name], rtol=0, atol=1e-4)
+        assert_close(value.double(), shadow[name], rtol=0, atol=1e-4)
     assert [row["step"] for row in result.history] == list(range(1, 13))
 
 
