@@ -85,8 +85,10 @@ alone: .venv/with-test  ## run every chapter in an empty folder, with the last c
 processors: .venv/with-test  ## run the chapters as on older processors, with one thread and with four (CHAPTERS="a.ipynb", default all)
 	$(PY) -m tools.processors $(CHAPTERS)
 
-lint: .venv/with-test  ## ruff over package, tools, tests and chapters
-	$(PY) -m ruff check diffusion_core tools tests book $(wildcard benchmarks)
+lint: .venv/with-test  ## ruff over package, tools, tests and chapters, mypy over the package
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check diffusion_core tools benchmarks
+	$(PY) -m mypy
 
 clean:  ## remove the built site (not .venv)
 	rm -rf _build

@@ -99,7 +99,9 @@ def interleaved(calls: dict, rounds: int, device: str, repeat: int) -> dict:
     for i in range(rounds + 2):
         random.Random(i).shuffle(order)
         for name in order:
-            seconds = seconds_of(lambda f=calls[name]: [f() for _ in range(repeat)], device) / repeat
+            seconds = (
+                seconds_of(lambda f=calls[name]: [f() for _ in range(repeat)], device) / repeat
+            )
             if i >= 2:
                 times[name].append(seconds)
     return times
@@ -126,9 +128,16 @@ def compare(contenders: list[Contender], arguments: argparse.Namespace) -> list[
 
         return call
 
-    train = interleaved({n: (lambda t=t: t.step(x)) for n, t in trainers.items()}, arguments.rounds, device, arguments.repeat)
+    train = interleaved(
+        {n: (lambda t=t: t.step(x)) for n, t in trainers.items()},
+        arguments.rounds,
+        device,
+        arguments.repeat,
+    )
     peak = {n: peak_memory(t, x) for n, t in trainers.items()}
-    sample = interleaved({c.name: sampling(c) for c in contenders}, arguments.rounds, device, arguments.repeat)
+    sample = interleaved(
+        {c.name: sampling(c) for c in contenders}, arguments.rounds, device, arguments.repeat
+    )
     rows = []
     for c in contenders:
         rows.append(
@@ -141,8 +150,12 @@ def compare(contenders: list[Contender], arguments: argparse.Namespace) -> list[
                 "peak_memory_mib": peak[c.name],
                 "train_ms": spread([1e3 * v for v in train[c.name]]),
                 "sample_ms": spread([1e3 * v for v in sample[c.name]]),
-                "train_ratio": spread([b / a for a, b in zip(train["ours"], train[c.name], strict=True)]),
-                "sample_ratio": spread([b / a for a, b in zip(sample["ours"], sample[c.name], strict=True)]),
+                "train_ratio": spread(
+                    [b / a for a, b in zip(train["ours"], train[c.name], strict=True)]
+                ),
+                "sample_ratio": spread(
+                    [b / a for a, b in zip(sample["ours"], sample[c.name], strict=True)]
+                ),
             }
         )
     return rows
@@ -181,7 +194,10 @@ def padded(pixels: Tensor) -> Tensor:
 def budget_rows(arguments: argparse.Namespace, rows: list[dict], store) -> None:
     """Table (c): train each contender for the longest budget on a clock that stops while it is measured; at each budget, the
     Fréchet distance of samples of its moving average. The same batch size, precision and sampler for all."""
-    data, test = load_images("mnist", "train", arguments.data), load_images("mnist", "test", arguments.data)
+    data, test = (
+        load_images("mnist", "train", arguments.data),
+        load_images("mnist", "test", arguments.data),
+    )
     classifier, _, _ = load_classifier()
     classifier = classifier.to(arguments.device)
     reference = moments(classify(classifier, test.x)[1])
@@ -189,7 +205,10 @@ def budget_rows(arguments: argparse.Namespace, rows: list[dict], store) -> None:
     pixels = padded(data.pixels).to(arguments.device)
     for seed in arguments.seeds:
         for c in rivals.recipes():
-            if all(any(r["name"] == c.name and r["seed"] == seed and r["seconds"] == b for r in rows) for b in arguments.budgets):
+            if all(
+                any(r["name"] == c.name and r["seed"] == seed and r["seconds"] == b for r in rows)
+                for b in arguments.budgets
+            ):
                 continue
             rows[:] = [r for r in rows if not (r["name"] == c.name and r["seed"] == seed)]
             torch.manual_seed(seed)
@@ -198,31 +217,60 @@ def budget_rows(arguments: argparse.Namespace, rows: list[dict], store) -> None:
             spent, k = 0.0, 0
             for budget in arguments.budgets:
                 while spent < budget:
-                    spent += budget_seconds_of(lambda: one_step(trainer, ema, pixels, arguments, k), arguments.device)  # noqa: B023
+                    spent += budget_seconds_of(
+                        lambda: one_step(trainer, ema, pixels, arguments, k), arguments.device
+                    )  # noqa: B023
                     k += 1
                 x = samples_of(c, ema.net, schedule, arguments, seed)
                 _, features = classify(classifier, x)
                 value = frechet_distance(moments(features), reference)
                 rows.append(
-                    {"name": c.name, "seed": seed, "seconds": budget, "steps": k, "frechet": value, "n": arguments.samples}
+                    {
+                        "name": c.name,
+                        "seed": seed,
+                        "seconds": budget,
+                        "steps": k,
+                        "frechet": value,
+                        "n": arguments.samples,
+                    }
                 )
-                print(f"budget: {c.name}, seed {seed}, {budget} s ({k} steps): Fréchet distance {value:.2f}", flush=True)
+                print(
+                    f"budget: {c.name}, seed {seed}, {budget} s ({k} steps): Fréchet distance {value:.2f}",
+                    flush=True,
+                )
                 store()
     if not any(r["name"] == "train images" for r in rows):
-        chosen = torch.randperm(len(data.pixels), generator=torch.Generator().manual_seed(0))[: arguments.samples]
-        floor = frechet_distance(moments(classify(classifier, from_uint8(data.pixels[chosen]))[1]), reference)
-        rows.append({"name": "train images", "seed": 0, "seconds": 0, "steps": 0, "frechet": floor, "n": arguments.samples})
+        chosen = torch.randperm(len(data.pixels), generator=torch.Generator().manual_seed(0))[
+            : arguments.samples
+        ]
+        floor = frechet_distance(
+            moments(classify(classifier, from_uint8(data.pixels[chosen]))[1]), reference
+        )
+        rows.append(
+            {
+                "name": "train images",
+                "seed": 0,
+                "seconds": 0,
+                "steps": 0,
+                "frechet": floor,
+                "n": arguments.samples,
+            }
+        )
         store()
 
 
-def one_step(trainer: Trainer, ema: EMA, pixels: Tensor, arguments: argparse.Namespace, k: int) -> None:
+def one_step(
+    trainer: Trainer, ema: EMA, pixels: Tensor, arguments: argparse.Namespace, k: int
+) -> None:
     index = torch.randint(0, len(pixels), (arguments.batch_size,), device=pixels.device)
     trainer.step(from_uint8(pixels[index]))
     ema.update(trainer.contender.net, k)
 
 
 @torch.no_grad()
-def samples_of(c: Contender, averaged: nn.Module, schedule, arguments: argparse.Namespace, seed: int) -> Tensor:
+def samples_of(
+    c: Contender, averaged: nn.Module, schedule, arguments: argparse.Namespace, seed: int
+) -> Tensor:
     """Images of the averaged weights along a strided chain, 28 x 28 again."""
     live = [p.detach().clone() for p in c.net.parameters()]
     for p, a in zip(c.net.parameters(), averaged.parameters(), strict=True):
@@ -231,9 +279,17 @@ def samples_of(c: Contender, averaged: nn.Module, schedule, arguments: argparse.
     generator = torch.Generator().manual_seed(seed)
     times, parts = timesteps(schedule.T, arguments.steps), []
     for n in torch.arange(arguments.samples).split(250):
-        x_T = torch.randn(len(n), 1, rivals.SIZE, rivals.SIZE, generator=generator).to(arguments.device)
-        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bf16"):
-            x = last(ddpm_sample(clip_x0(c.eps_model, schedule), x_T, times, schedule, generator=generator))
+        x_T = torch.randn(len(n), 1, rivals.SIZE, rivals.SIZE, generator=generator).to(
+            arguments.device
+        )
+        with torch.autocast(
+            arguments.device, torch.bfloat16, enabled=arguments.precision == "bf16"
+        ):
+            x = last(
+                ddpm_sample(
+                    clip_x0(c.eps_model, schedule), x_T, times, schedule, generator=generator
+                )
+            )
         parts.append(x[:, :, 2:-2, 2:-2].float())
     c.net.train()
     for p, a in zip(c.net.parameters(), live, strict=True):
@@ -243,7 +299,11 @@ def samples_of(c: Contender, averaged: nn.Module, schedule, arguments: argparse.
 
 def command(arguments: list[str]) -> str:
     """The call, without the folders of the machine that it ran on."""
-    kept = [a for before, a in zip(["", *arguments], arguments, strict=False) if {a, before}.isdisjoint({"--data", "--out"})]
+    kept = [
+        a
+        for before, a in zip(["", *arguments], arguments, strict=False)
+        if {a, before}.isdisjoint({"--data", "--out"})
+    ]
     return " ".join(["python -m benchmarks", *kept])
 
 
@@ -259,7 +319,9 @@ def settle_budget(arguments: argparse.Namespace, result: dict) -> dict:
         settings[name] = stored.get(name, default) if given is None else given
         setattr(arguments, name, settings[name])
     if stored not in ({}, settings):
-        raise SystemExit(f"{arguments.out} holds a budget table with other settings ({stored}); --again budget measures it anew")
+        raise SystemExit(
+            f"{arguments.out} holds a budget table with other settings ({stored}); --again budget measures it anew"
+        )
     known = {row["seconds"] for row in result.get("budget", []) if row["seconds"]}
     arguments.budgets = sorted({*(arguments.budgets or []), *known}) or [30, 60, 120]
     return settings
@@ -273,7 +335,9 @@ def forget(result: dict, tables: list[str]) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "tables",
@@ -281,20 +345,61 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TABLE",
         help="overhead, recipes, budget (default: the first two, and budget if --data or DIFFUSION_DATA says where MNIST is)",
     )
-    parser.add_argument("--again", action="store_true", help="forget what was measured before on this kind of device")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu (default: a GPU if there is one)")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the networks' autocast (default: bf16)")
-    parser.add_argument("--batch-size", type=int, help="images a step (default: 64; of the budget table as stored)")
-    parser.add_argument("--rounds", type=int, default=15, help="of the first two tables (default: 15)")
-    parser.add_argument("--repeat", type=int, default=None, help="steps in one timing (default: 1 on a CPU, 20 on a GPU)")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="forget what was measured before on this kind of device",
+    )
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cuda or cpu (default: a GPU if there is one)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("bf16", "fp32"),
+        default="bf16",
+        help="of the networks' autocast (default: bf16)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, help="images a step (default: 64; of the budget table as stored)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="of the first two tables (default: 15)"
+    )
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        default=None,
+        help="steps in one timing (default: 1 on a CPU, 20 on a GPU)",
+    )
     parser.add_argument("--data", help="folder with torchvision's MNIST")
-    parser.add_argument("--threads", type=int, help="of a CPU (default: all; with the budget table as stored)")
+    parser.add_argument(
+        "--threads", type=int, help="of a CPU (default: all; with the budget table as stored)"
+    )
     budget = "of the budget table (default: as stored, else "
-    parser.add_argument("--budgets", type=float, nargs="+", metavar="SECONDS", help=f"seconds of training, {budget}30 60 120)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the budget table (default: 0 1 2)")
+    parser.add_argument(
+        "--budgets",
+        type=float,
+        nargs="+",
+        metavar="SECONDS",
+        help=f"seconds of training, {budget}30 60 120)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        help="of the budget table (default: 0 1 2)",
+    )
     parser.add_argument("--samples", type=int, help=f"images for each distance {budget}1000)")
     parser.add_argument("--steps", type=int, help=f"sampling steps {budget}50)")
-    parser.add_argument("--out", type=Path, default=FILE, help="the file of results (default: book/_data/benchmarks.json)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=FILE,
+        help="the file of results (default: book/_data/benchmarks.json)",
+    )
     return parser
 
 
@@ -325,7 +430,10 @@ def main() -> None:
         before = result["provenance"][name]
         print(f"{name}: kept from {before['date']}, {before['hardware']}; --again measures anew")
     if "overhead" in tables and "overhead" not in result:
-        result["overhead"] = {whose: compare(rivals.same_net(whose), arguments) for whose in ("ours", "lucidrains", "diffusers")}
+        result["overhead"] = {
+            whose: compare(rivals.same_net(whose), arguments)
+            for whose in ("ours", "lucidrains", "diffusers")
+        }
         store("overhead")
     if "recipes" in tables and "recipes" not in result:
         result["recipes"] = compare(rivals.recipes(), arguments)

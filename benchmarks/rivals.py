@@ -98,7 +98,9 @@ def lucidrains(net: nn.Module, name: str = "lucidrains") -> Contender:
     """A net in GaussianDiffusion as it is shipped, but predicting the noise on the linear schedule, like the other two."""
     from denoising_diffusion_pytorch import GaussianDiffusion
 
-    diffusion = GaussianDiffusion(net, image_size=SIZE, timesteps=1000, objective="pred_noise", beta_schedule="linear")
+    diffusion = GaussianDiffusion(
+        net, image_size=SIZE, timesteps=1000, objective="pred_noise", beta_schedule="linear"
+    )
 
     def loss(x_0: Tensor) -> Tensor:
         return diffusion((x_0 + 1) / 2)  # it scales [0, 1] to [-1, 1] itself
@@ -108,7 +110,9 @@ def lucidrains(net: nn.Module, name: str = "lucidrains") -> Contender:
 
     # the Trainer's default optimizer
     adam = {"lr": 1e-4, "betas": (0.9, 0.99)}
-    return Contender(name, diffusion, loss, sample_step, lambda x, t: net(x, t.to(x.device) - 1), adam)
+    return Contender(
+        name, diffusion, loss, sample_step, lambda x, t: net(x, t.to(x.device) - 1), adam
+    )
 
 
 def diffusers(net: nn.Module, call: EpsModel, name: str = "diffusers") -> Contender:
@@ -126,7 +130,9 @@ def diffusers(net: nn.Module, call: EpsModel, name: str = "diffusers") -> Conten
         index = torch.full((len(x_t),), t - 1, device=x_t.device)
         return scheduler.step(call(x_t, index), t - 1, x_t).prev_sample
 
-    return Contender(name, net, loss, sample_step, lambda x, t: call(x, t.to(x.device) - 1), {"lr": 1e-4})  # of the tutorial
+    return Contender(
+        name, net, loss, sample_step, lambda x, t: call(x, t.to(x.device) - 1), {"lr": 1e-4}
+    )  # of the tutorial
 
 
 def same_net(which: str) -> list[Contender]:
@@ -140,14 +146,21 @@ def same_net(which: str) -> list[Contender]:
         net = lucidrains_net()
         return [ours(net, lambda x, t: net(x, t.to(x.device) - 1)), lucidrains(net)]
     net = diffusers_net()
-    return [ours(net, lambda x, t: net(x, t.to(x.device) - 1).sample), diffusers(net, lambda x, i: net(x, i).sample)]
+    return [
+        ours(net, lambda x, t: net(x, t.to(x.device) - 1).sample),
+        diffusers(net, lambda x, i: net(x, i).sample),
+    ]
 
 
 def recipes() -> list[Contender]:
     """Tables (b) and (c): each library with the net that its own documentation builds for images of this size."""
     torch.manual_seed(0)
     net, theirs = our_net(), diffusers_net()
-    return [ours(net, net), lucidrains(lucidrains_net()), diffusers(theirs, lambda x, i: theirs(x, i).sample)]
+    return [
+        ours(net, net),
+        lucidrains(lucidrains_net()),
+        diffusers(theirs, lambda x, i: theirs(x, i).sample),
+    ]
 
 
 def schedule_of_all() -> NoiseSchedule:

@@ -72,6 +72,8 @@ class AsDiffusersUNet(nn.Module):
     Raises: ValueError if timestep is negative or does not fit the batch.
     """
 
+    _anchor: Tensor
+
     def __init__(
         self,
         eps_model: EpsModel,

@@ -37,7 +37,9 @@ LIBRARIES = (
 )
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-RECORDER = "--IPKernelApp.exec_lines=__import__('tools.opened')"  # before the first cell; leaves no name
+RECORDER = (
+    "--IPKernelApp.exec_lines=__import__('tools.opened')"  # before the first cell; leaves no name
+)
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}")
 
 
@@ -90,7 +92,9 @@ def run(path, timeout=600):
     """Execute one notebook in place; returns the seconds it took. Raises NotStored, and then leaves the file untouched."""
     path = Path(path).resolve()
     nb = nbformat.read(path, as_version=4)
-    digests = stale.package_digests()  # now: what changes while the chapter runs has to make it stale
+    digests = (
+        stale.package_digests()
+    )  # now: what changes while the chapter runs has to make it stale
     with tempfile.TemporaryDirectory() as scratch:
         ledger, opened = Path(scratch, "ledger.jsonl"), Path(scratch, "opened.txt")
         env = {

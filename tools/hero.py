@@ -42,7 +42,11 @@ def main():
 
 def record(weights_sha256, picture):
     """What is kept beside the picture: the weights that drew it, and its own hash."""
-    return {"weights": "mnist", "weights_sha256": weights_sha256, "picture_sha256": hashlib.sha256(picture).hexdigest()}
+    return {
+        "weights": "mnist",
+        "weights_sha256": weights_sha256,
+        "picture_sha256": hashlib.sha256(picture).hexdigest(),
+    }
 
 
 if __name__ == "__main__":

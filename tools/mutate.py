@@ -34,13 +34,45 @@ from tools.mutation.verdicts import (
 from tools.pages import write_all
 
 MODULES = {module.replace("/", "."): module for module in layout.modules()}
-EQUATION_MODULES = sorted({MODULES[name] for place in EQUATIONS.values() for name in MODULES if place.startswith(f"{name}.")})
-FORMULA = ("sign", "dropped sqrt", "dropped power", "dropped term", "dropped factor", "operator")  # tried first on equations
+EQUATION_MODULES = sorted(
+    {
+        MODULES[name]
+        for place in EQUATIONS.values()
+        for name in MODULES
+        if place.startswith(f"{name}.")
+    }
+)
+FORMULA = (
+    "sign",
+    "dropped sqrt",
+    "dropped power",
+    "dropped term",
+    "dropped factor",
+    "operator",
+)  # tried first on equations
 # imported before the forks, so that each of them starts fast; the package itself must not be among them
 HEAVY = (
-    *("torch", "torch.utils.flop_counter", "torchvision.datasets", "accelerate", "safetensors.torch", "scipy.linalg", "sklearn.datasets"),
-    *("diffusers.models.unets.unet_2d", "diffusers.models.embeddings", "diffusers.schedulers.scheduling_ddpm"),
-    *("diffusers.schedulers.scheduling_ddim", "denoising_diffusion_pytorch", "matplotlib.pyplot", "IPython.display", "pytest"),
+    *(
+        "torch",
+        "torch.utils.flop_counter",
+        "torchvision.datasets",
+        "accelerate",
+        "safetensors.torch",
+        "scipy.linalg",
+        "sklearn.datasets",
+    ),
+    *(
+        "diffusers.models.unets.unet_2d",
+        "diffusers.models.embeddings",
+        "diffusers.schedulers.scheduling_ddpm",
+    ),
+    *(
+        "diffusers.schedulers.scheduling_ddim",
+        "denoising_diffusion_pytorch",
+        "matplotlib.pyplot",
+        "IPython.display",
+        "pytest",
+    ),
 )
 PROOF_LIMIT = 600  # seconds; a test may take process.LIMIT
 
@@ -53,14 +85,20 @@ def try_module(module, result):
         sys.exit(f"the tests of {module} fail without any mutant: mend them first")
     present = mutants(module, source(module))
     names = {m.name for m in present}
-    entry["verdicts"] = {name: verdict for name, verdict in entry["verdicts"].items() if name in names}
+    entry["verdicts"] = {
+        name: verdict for name, verdict in entry["verdicts"].items() if name in names
+    }
     todo = [m for m in present if m.name not in entry["verdicts"]]
     for i, mutant in enumerate(todo, 1):
         tests = reaching(mutant, *observed)
         caught = bool(tests) and in_process(run_tests, mutant, tests) is not False
         entry["verdicts"][mutant.name] = "caught" if caught else "survived"
         if not caught or i % 20 == 0:
-            print(f"{module} {i}/{len(todo)}" + ("" if caught else f"  SURVIVED line {mutant.line}: {mutant.what}"), flush=True)
+            print(
+                f"{module} {i}/{len(todo)}"
+                + ("" if caught else f"  SURVIVED line {mutant.line}: {mutant.what}"),
+                flush=True,
+            )
         if i % 5 == 0:
             store(result, module)
     store(result, module)
@@ -103,25 +141,43 @@ def try_equations(result, only=()):
     result["equations"] = {key: bugs for key, bugs in result["equations"].items() if key in present}
     store(result)
     caught = result["equations"]
-    print(f"equations: {sum(map(bool, caught.values()))} of {len(present)} have a check that a mutant makes fail")
+    print(
+        f"equations: {sum(map(bool, caught.values()))} of {len(present)} have a check that a mutant makes fail"
+    )
 
 
 def _bugs_of(key, known):
     """The different mutants that the proofs of an equation were failed by."""
-    return list(dict.fromkeys(e["mutant"] for name, e in known.items() if name.split(": ")[1] == key and e["mutant"]))
+    return list(
+        dict.fromkeys(
+            e["mutant"] for name, e in known.items() if name.split(": ")[1] == key and e["mutant"]
+        )
+    )
 
 
 def failed_by(proof, key, first=None):
     """The first mutant that makes a check of this equation fail by its numbers, or None. `first`, by its name, is tried first."""
     observed = in_process(observe_proof, proof, EQUATION_MODULES, limit=PROOF_LIMIT)
     if observed is None or observed[0]:
-        sys.exit(f"{proof.chapter}: checks of {key} fail, or take too long, without any mutant: {observed and observed[0]}")
-    queue = _interleaved([m for m in _mutants_of(module) if (module, m.function) in observed[1]] for module in EQUATION_MODULES)
-    queue.sort(key=lambda m: (m.name != first, not is_equation(m, key)))  # a stable sort: the rest keeps its order
+        sys.exit(
+            f"{proof.chapter}: checks of {key} fail, or take too long, without any mutant: {observed and observed[0]}"
+        )
+    queue = _interleaved(
+        [m for m in _mutants_of(module) if (module, m.function) in observed[1]]
+        for module in EQUATION_MODULES
+    )
+    queue.sort(
+        key=lambda m: (m.name != first, not is_equation(m, key))
+    )  # a stable sort: the rest keeps its order
     for i, mutant in enumerate(queue, 1):
         claims = (in_process(run_proof, mutant, proof, limit=PROOF_LIMIT) or {}).get(key, [])
-        if any(not claim.startswith(proofs.RAISED) for claim in claims):  # a number must be wrong; stopping is not enough
-            print(f"{proof.chapter}, mutant {i} of {len(queue)}: {key} failed by {mutant.name}", flush=True)
+        if any(
+            not claim.startswith(proofs.RAISED) for claim in claims
+        ):  # a number must be wrong; stopping is not enough
+            print(
+                f"{proof.chapter}, mutant {i} of {len(queue)}: {key} failed by {mutant.name}",
+                flush=True,
+            )
             return mutant.name
     print(f"{proof.chapter}: no mutant fails a check of {key}", flush=True)
     return None
@@ -135,7 +191,11 @@ def _mutants_of(module):
 def is_equation(mutant, key):
     """Whether a mutant changes the function that is this equation; where that is a class, any function of its module."""
     module = f"{mutant.module.replace('/', '.')}."
-    name = EQUATIONS.get(key, "").removeprefix(module) if EQUATIONS.get(key, "").startswith(module) else ""
+    name = (
+        EQUATIONS.get(key, "").removeprefix(module)
+        if EQUATIONS.get(key, "").startswith(module)
+        else ""
+    )
     return name.rpartition(".")[2] == mutant.function or (name[:1].isupper() and "." not in name)
 
 
@@ -154,10 +214,24 @@ def _in_turn(found):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m tools.mutate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"default: {' '.join(TESTS)} equations")
-    parser.add_argument("--only", nargs="+", default=[], metavar="KEY", help='of the equations: these, such as "DDPM 7"')
-    parser.add_argument("--again", action="store_true", help="forget every stored verdict of these modules")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.mutate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "modules", nargs="*", metavar="MODULE", help=f"default: {' '.join(TESTS)} equations"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help='of the equations: these, such as "DDPM 7"',
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="forget every stored verdict of these modules"
+    )
     arguments = parser.parse_args()
     os.environ.update(environment.kernel_environment())
     os.environ["MPLBACKEND"] = "Agg"
@@ -174,9 +248,13 @@ def main():
             result["modules"].pop(module, None)
             if module == "equations":
                 result["proofs"] = {}
-        try_equations(result, arguments.only) if module == "equations" else try_module(module, result)
+        try_equations(result, arguments.only) if module == "equations" else try_module(
+            module, result
+        )
     found = [summary(module, entry) for module, entry in result["modules"].items()]
-    print(f"in all: {sum(len(s.caught) for s in found)} of {sum(s.counted for s in found)} caught. Table: {RESULT.relative_to(layout.ROOT)}")
+    print(
+        f"in all: {sum(len(s.caught) for s in found)} of {sum(s.counted for s in found)} caught. Table: {RESULT.relative_to(layout.ROOT)}"
+    )
     for path in write_all():
         print(f"wrote {path.relative_to(layout.ROOT)}")
 

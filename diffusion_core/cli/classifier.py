@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from diffusion_core._validate import UsageError
 from diffusion_core.cli.provenance import data_card, provenance
-from diffusion_core.data import Images, load_images
+from diffusion_core.data import Images, Name, load_images
 from diffusion_core.evaluation import metrics, save_moments
 from diffusion_core.files import sha256
 from diffusion_core.networks import Classifier, classify
@@ -48,7 +48,7 @@ class ClassifierRecipe:
     """One classifier: trained in one piece, on the CPU."""
 
     about: str
-    data: str
+    data: Name
     config: ClassifierConfig
     licence: str = "MIT"
 

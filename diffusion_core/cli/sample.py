@@ -95,8 +95,9 @@ def parse_labels(text: str, classes: int | None) -> Tensor | None:
     """
     if text == "none":
         return None
-    parts = [re.fullmatch(r" *(\d+)(?:-(\d+))? *", part) for part in text.split(",")]
-    if not all(parts):
+    words = text.split(",")
+    parts = [found for word in words if (found := re.fullmatch(r" *(\d+)(?:-(\d+))? *", word))]
+    if len(parts) < len(words):
         raise UsageError(f"--labels {text!r} cannot be read; write 0-9 or 3,1,4 or none")
     ends = [(int(part[1]), int(part[2] or part[1])) for part in parts]
     if any(low > high for low, high in ends):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -189,6 +190,8 @@ class UNet(nn.Module):
         are given to a net without classes; TypeError for half-precision t.
     """
 
+    config: dict[str, Any]
+
     def __init__(
         self,
         channels: int = 1,
@@ -295,7 +298,7 @@ class UNet(nn.Module):
         if t.shape not in ((), (B,)):
             raise ValueError(f"t has shape {tuple(t.shape)}, expected () or ({B},)")
         waves = timestep_embedding(t.expand(B), self.emb_dim)
-        emb = self.time_mlp(waves.to(self.time_mlp[0].weight))
+        emb = self.time_mlp(waves.to(self.conv_in.weight))
         if self.label_embedding is None:
             if y is not None:
                 raise ValueError(
@@ -313,7 +316,7 @@ class UNet(nn.Module):
         if readable and not bool(((y >= 0) & (y <= self.null_label)).all()):  # waits for y's device
             wrong = y[(y < 0) | (y > self.null_label)][0].item()
             raise ValueError(
-                f"label {wrong} is out of range: 0..{self.classes - 1}, or {self.null_label} for "
+                f"label {wrong} is out of range: 0..{self.null_label - 1}, or {self.null_label} for "
                 "the null label"
             )
         return emb + self.label_embedding(y.to(x.device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ def check_sampling(
 
 def _walk(sampler: Sampler, eta: float | None, steps: int, schedule: NoiseSchedule):
     """The sampler as a function of (eps_model, x_T, generator=...)."""
-    grid = {"times": timesteps(schedule.T, steps), "schedule": schedule}
+    grid: dict[str, Any] = {"times": timesteps(schedule.T, steps), "schedule": schedule}
     if sampler == "ddpm":
         return functools.partial(ddpm_sample, **grid)
     return functools.partial(ddim_sample, **grid, eta=0.0 if eta is None else eta)
@@ -117,6 +117,7 @@ def _walk(sampler: Sampler, eta: float | None, steps: int, schedule: NoiseSchedu
 def _guided(net: UNet, y: Tensor | None, guidance_scale: float | None) -> EpsModel:
     if guidance_scale is None:
         return condition(net, y)
+    assert y is not None, "_check_labels has looked"
     return classifier_free_guidance(net, y, net.null_label, guidance_scale)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -33,7 +33,8 @@ class EMA:
     @torch.no_grad()
     def update(self, net: nn.Module, k: int) -> None:
         """Move the average towards the net, after step k."""
-        shadow, weights = list(self.net.parameters()), list(net.parameters())
+        shadow: list[Tensor] = list(self.net.parameters())
+        weights: list[Tensor] = list(net.parameters())
         torch._foreach_lerp_(shadow, weights, 1 - self.decay_at(k))
         for ours, theirs in zip(self.net.buffers(), net.buffers(), strict=True):
             ours.copy_(theirs)

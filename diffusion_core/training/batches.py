@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     """What step k draws, for the global batch, on the CPU. Shapes: (B,); of eps
     (B, C, H, W)."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # not the method of tuples
     t: Tensor
     eps: Tensor
     dropped: Tensor
@@ -82,7 +82,7 @@ def batch_loss(
     index, times, eps, dropped = (_moved(a, device) for a in batch)
     x_0, y = from_uint8(data.pixels[index]), None
     if getattr(net, "classes", None) is not None:
-        y = data.labels[index].masked_fill(dropped, net.null_label)
+        y = data.labels[index].masked_fill(dropped, cast(int, net.null_label))
 
     def eps_model(x: Tensor, t: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=half):

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -154,7 +154,8 @@ def _log(
     config: TrainConfig,
 ) -> None:
     """Add a row to the log, if the loss was read or a validation is due."""
-    done, row = state.step, {}
+    done = state.step
+    row: dict[str, Any] = {}
     if mean_loss is not None:
         row |= {
             "loss": round(mean_loss, 6),

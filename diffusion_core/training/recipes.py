@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from diffusion_core.data import Name
 from diffusion_core.networks import UNet
-from diffusion_core.schedules import NoiseSchedule, make_schedule
+from diffusion_core.schedules import NoiseSchedule, ScheduleName, make_schedule
 from diffusion_core.training.config import TrainConfig
 
 
@@ -19,9 +20,9 @@ class Recipe:
     "cosine", with T = 1000; `stored_as` is the precision of the weight file alone."""
 
     about: str
-    data: str
+    data: Name
     net: dict[str, Any]
-    schedule: str
+    schedule: ScheduleName
     config: TrainConfig
     validation_images: int = 256
     licence: str = field(default="MIT")

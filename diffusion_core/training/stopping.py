@@ -24,7 +24,8 @@ class Watch:
     on the device until then: reading them waits for it."""
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self._seen = path, []
+        self.path = path
+        self._seen: list[Tensor] = []
 
     def note(self, loss: Tensor, norm: Tensor) -> None:
         """One step more."""

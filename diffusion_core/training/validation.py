@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffusion_core.data import Images, from_uint8
 from diffusion_core.ddpm import eps_loss
+from diffusion_core.prediction import EpsModel
 from diffusion_core.schedules import NoiseSchedule
 
 _CHUNK = 128  # images that validation sends through the net at a time
@@ -38,7 +39,7 @@ def validation_loss(
         times = [math.ceil((b + (d + 0.5) / draws) * width) for d in range(draws)]
         losses = [
             eps_loss(
-                (lambda x, t, y=labels: net(x, t, y)) if has_labels else net,
+                _with_labels(net, labels) if has_labels else net,
                 images,
                 torch.full((len(images),), t),
                 noise,
@@ -51,3 +52,7 @@ def validation_loss(
         ]
         means.append(torch.cat(losses).mean().item())
     return means
+
+
+def _with_labels(net: nn.Module, y: Tensor) -> EpsModel:
+    return lambda x, t: net(x, t, y)

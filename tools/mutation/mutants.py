@@ -62,7 +62,15 @@ def mutants(module, source):
                 seen.add(text)
                 before, after = _text(node), _text(replacement) if replacement else "(nothing)"
                 where = "" if len(before) > 12 else f" in `{lines[node.lineno - 1].strip()}`"
-                found.append(Mutant(module, function.name, node.lineno, f"{what}: {before} -> {after}{where}", text))
+                found.append(
+                    Mutant(
+                        module,
+                        function.name,
+                        node.lineno,
+                        f"{what}: {before} -> {after}{where}",
+                        text,
+                    )
+                )
     return _numbered(found)
 
 
@@ -134,7 +142,9 @@ def _changes(node, function):
         yield "sign", ast.AugAssign(node.target, OPPOSITE[type(node.op)](), node.value)
     elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
         names = {a.arg for a in function.args.args} | {
-            n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+            n.id
+            for n in ast.walk(function)
+            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
         }
         for pair in SWAPPED_NAMES:
             if node.id in pair and set(pair) <= names:
@@ -146,11 +156,17 @@ def _binary(node):
     if isinstance(node.op, ast.Pow):
         yield "dropped power", node.left
     elif type(node.op) in OPPOSITE:
-        yield "sign" if isinstance(node.op, ast.Add | ast.Sub) else "operator", ast.BinOp(node.left, OPPOSITE[type(node.op)](), node.right)
+        yield (
+            "sign" if isinstance(node.op, ast.Add | ast.Sub) else "operator",
+            ast.BinOp(node.left, OPPOSITE[type(node.op)](), node.right),
+        )
     if isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
         kind = "dropped term" if isinstance(node.op, ast.Add | ast.Sub) else "dropped factor"
         yield kind, node.left
-        yield kind, ast.UnaryOp(ast.USub(), node.right) if isinstance(node.op, ast.Sub) else node.right
+        yield (
+            kind,
+            ast.UnaryOp(ast.USub(), node.right) if isinstance(node.op, ast.Sub) else node.right,
+        )
 
 
 def _constant(node):

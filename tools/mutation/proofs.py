@@ -28,7 +28,9 @@ class Proof:
     @property
     def mark(self):
         """A hash of the cells' syntax: that of any version of Python, however it would print them."""
-        return hashlib.sha256(repr([syntax(ast.parse(cell)) for cell in self.cells]).encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            repr([syntax(ast.parse(cell)) for cell in self.cells]).encode()
+        ).hexdigest()[:16]
 
     def run(self):
         """Run the cells, and note what their checks find."""

@@ -26,7 +26,10 @@ TESTS = {
     "guidance": ["tests/test_guidance.py"],
     "exact": ["tests/test_exact.py"],
     "networks/unet": ["tests/networks/test_unet.py"],
-    **{f"training/{name}": ["tests/training/test_loop.py"] for name in ("average", "batches", "config", "loop", "stopping", "validation")},
+    **{
+        f"training/{name}": ["tests/training/test_loop.py"]
+        for name in ("average", "batches", "config", "loop", "stopping", "validation")
+    },
     "training/checkpoints": ["tests/training/test_checkpoints.py", "tests/training/test_loop.py"],
     "files": ["tests/test_files.py", "tests/training/test_checkpoints.py"],
 }
@@ -59,7 +62,9 @@ def function_hashes(module):
     for node in ast.walk(ast.parse(source(module))):
         if isinstance(node, ast.FunctionDef):
             texts.setdefault(node.name, []).append(repr(syntax(_without_docstrings(node))))
-    return {name: _hash(*(text.encode() for text in found)) for name, found in sorted(texts.items())}
+    return {
+        name: _hash(*(text.encode() for text in found)) for name, found in sorted(texts.items())
+    }
 
 
 def function_of(mutant):
@@ -78,7 +83,9 @@ def function_hash(mutant):
 
 def tests_hash(module):
     """Of a module's tests."""
-    return _hash(*((layout.ROOT / name).read_bytes() for name in ["tests/conftest.py", *TESTS[module]]))
+    return _hash(
+        *((layout.ROOT / name).read_bytes() for name in ["tests/conftest.py", *TESTS[module]])
+    )
 
 
 def _hash(*parts):
@@ -99,8 +106,11 @@ def still_valid(module, entry):
 
 def still_failing(entry, mark):
     """Whether a proof's stored verdict is still to be trusted: a bug was found, in a function that is as it was."""
-    return entry is not None and entry["hash"] == mark and None not in (entry["mutant"], entry["function"]) and (
-        entry["function"] == function_hash(entry["mutant"])
+    return (
+        entry is not None
+        and entry["hash"] == mark
+        and None not in (entry["mutant"], entry["function"])
+        and (entry["function"] == function_hash(entry["mutant"]))
     )
 
 
@@ -118,7 +128,11 @@ def equivalents():
 
 
 def load():
-    return json.loads(RESULT.read_text(encoding="utf8")) if RESULT.exists() else {"modules": {}, "equations": {}}
+    return (
+        json.loads(RESULT.read_text(encoding="utf8"))
+        if RESULT.exists()
+        else {"modules": {}, "equations": {}}
+    )
 
 
 def store(result, module=None):
@@ -138,7 +152,15 @@ def summary(module, entry):
     known, verdicts = equivalents(), entry["verdicts"]
     return Summary(
         caught=[name for name, verdict in verdicts.items() if verdict == "caught"],
-        equivalent={name: known[name] for name, verdict in verdicts.items() if verdict == "survived" and name in known},
-        survived=[name for name, verdict in verdicts.items() if verdict == "survived" and name not in known],
+        equivalent={
+            name: known[name]
+            for name, verdict in verdicts.items()
+            if verdict == "survived" and name in known
+        },
+        survived=[
+            name
+            for name, verdict in verdicts.items()
+            if verdict == "survived" and name not in known
+        ],
         current=entry["functions"] == function_hashes(module),
     )

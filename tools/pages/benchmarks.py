@@ -15,7 +15,10 @@ PAGE = layout.BOOK / "reference" / "benchmarks.md"
 FILE = layout.BOOK / "_data" / "benchmarks.json"
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 LIBRARIES = ("ours", "lucidrains", "diffusers")
-AIMS = {"overhead": {"lucidrains": 1.0, "diffusers": 1.0}, "recipes": {"lucidrains": 3.0, "diffusers": 1.5}}
+AIMS = {
+    "overhead": {"lucidrains": 1.0, "diffusers": 1.0},
+    "recipes": {"lucidrains": 3.0, "diffusers": 1.5},
+}
 STEPS = {"train": "training step", "sample": "sampling step"}
 ABOUT = """
 How fast is the code of this book, *ours* in the tables, beside two libraries that many people use:
@@ -63,7 +66,11 @@ is not measured yet. What stands here is how far each gets as its documentation,
 The cells hold the mean over the seeds ± their standard deviation; with one seed its value alone.
 """,
 }
-TITLES = {"overhead": "One network, three libraries", "recipes": "Each library's own network", "budget": "Equal seconds"}
+TITLES = {
+    "overhead": "One network, three libraries",
+    "recipes": "Each library's own network",
+    "budget": "Equal seconds",
+}
 
 
 def load():
@@ -104,7 +111,11 @@ def aims(key, section):
 def _ratio_aims(key, section):
     for net, rows in section.get("overhead", {}).items():
         yield from _aims_of(rows, AIMS["overhead"], f"with {_whose(net)} network ({_label(key)})")
-    yield from _aims_of(section.get("recipes", []), AIMS["recipes"], f"with each library's own network ({_label(key)})")
+    yield from _aims_of(
+        section.get("recipes", []),
+        AIMS["recipes"],
+        f"with each library's own network ({_label(key)})",
+    )
 
 
 def _aims_of(rows, bounds, where):
@@ -113,7 +124,10 @@ def _aims_of(rows, bounds, where):
             ratio = row.get(f"{step}_ratio")
             if row["name"] in bounds and ratio:
                 bound = bounds[row["name"]]
-                yield _outcome(ratio, bound), f"{name} {where}: ratio {_spread(ratio, _ratio)} to {row['name']}, aim {bound:g}"
+                yield (
+                    _outcome(ratio, bound),
+                    f"{name} {where}: ratio {_spread(ratio, _ratio)} to {row['name']}, aim {bound:g}",
+                )
 
 
 def _outcome(ratio, bound):
@@ -127,7 +141,10 @@ def _verdict(decided):
     """How many aims are met, how many are ties, and each that is missed."""
     if not decided:
         return ["Nothing is measured yet that an aim could be compared with.", ""]
-    of = {word: [what for found, what in decided if found == word] for word in ("met", "a tie", "missed")}
+    of = {
+        word: [what for found, what in decided if found == word]
+        for word in ("met", "a tie", "missed")
+    }
     counts = [f"{len(of['met'])} met", f"{len(of['a tie'])} a tie", f"{len(of['missed'])} missed"]
     line = f"**Of {len(decided)} aims below: {', '.join(counts)}{':' if of['missed'] else '.'}**"
     return [line, "", *(f"- {what}" for what in of["missed"]), *([""] if of["missed"] else [])]
@@ -150,13 +167,18 @@ def _caption(label, groups):
     """Above a table: device, precision, images a step, rounds."""
     rows = [row for rows in groups.values() for row in rows]
     batches = sorted({row["batch_size"] for row in rows})
-    rounds = sorted({row[f"{step}_ms"]["n"] for row in rows for step in STEPS if row.get(f"{step}_ms")})
+    rounds = sorted(
+        {row[f"{step}_ms"]["n"] for row in rows for step in STEPS if row.get(f"{step}_ms")}
+    )
     return [f"**{label}**, {_all(batches)} images a step, n = {_all(rounds)} rounds:", ""]
 
 
 def _ratios(groups, bounds):
     """One line for each network, step and other library: both times, their ratio, and whether the aim is met."""
-    lines = ["| network | step | ours, ms | the other, ms | ratio | aim |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| network | step | ours, ms | the other, ms | ratio | aim |",
+        "|---|---|---|---|---|---|",
+    ]
     for net, rows in groups.items():
         own = next((row for row in rows if row["name"] == "ours"), {})
         for row in rows:
@@ -165,13 +187,18 @@ def _ratios(groups, bounds):
                 if ratio and bound:
                     times = f"{_times(own.get(f'{step}_ms'))} | {row['name']} {_times(row.get(f'{step}_ms'))}"
                     aim = f"≥ {bound:g}: {_word(_outcome(ratio, bound))}"
-                    lines.append(f"| {net} | {name.split()[0]} | {times} | {_spread(ratio, _ratio)} | {aim} |")
+                    lines.append(
+                        f"| {net} | {name.split()[0]} | {times} | {_spread(ratio, _ratio)} | {aim} |"
+                    )
     return [*lines, ""]
 
 
 def _sizes(groups):
     """One line for each contender: how large its network is, and the memory that a training step takes."""
-    lines = ["| network | library | parameters | multiply-adds | peak memory, MiB |", "|---|---|---|---|---|"]
+    lines = [
+        "| network | library | parameters | multiply-adds | peak memory, MiB |",
+        "|---|---|---|---|---|",
+    ]
     for net, rows in groups.items():
         for row in rows:
             memory = row.get("peak_memory_mib")
@@ -182,14 +209,23 @@ def _sizes(groups):
 
 def _budget(label, section):
     rows, settings = section["budget"], section.get("budget_settings", {})
-    said = ", ".join(f"{settings[key]} {words}" for key, words in _SETTINGS.items() if key in settings)
+    said = ", ".join(
+        f"{settings[key]} {words}" for key, words in _SETTINGS.items() if key in settings
+    )
     lines = [f"**{label}**" + (f", {said}:" if said else ":"), ""]
-    lines += ["| seconds | library | training steps | Fréchet distance | seeds |", "|---|---|---|---|---|"]
+    lines += [
+        "| seconds | library | training steps | Fréchet distance | seeds |",
+        "|---|---|---|---|---|",
+    ]
     means = _budget_means(rows)
     for (seconds, name), values in means.items():
-        steps = statistics.mean(row["steps"] for row in rows if (row["seconds"], row["name"]) == (seconds, name))
+        steps = statistics.mean(
+            row["steps"] for row in rows if (row["seconds"], row["name"]) == (seconds, name)
+        )
         spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        lines.append(f"| {seconds:g} | {name} | {steps:,.0f} | {statistics.mean(values):.2f}{spread} | {len(values)} |")
+        lines.append(
+            f"| {seconds:g} | {name} | {steps:,.0f} | {statistics.mean(values):.2f}{spread} | {len(values)} |"
+        )
     floor = [row["frechet"] for row in rows if row["name"] == "train images"]
     if floor:
         lines += [
@@ -200,12 +236,19 @@ def _budget(label, section):
     return [*lines, ""]
 
 
-_SETTINGS = {"batch_size": "images a step", "samples": "samples for each distance", "steps": "sampling steps"}
+_SETTINGS = {
+    "batch_size": "images a step",
+    "samples": "samples for each distance",
+    "steps": "sampling steps",
+}
 
 
 def _budget_means(rows):
     """{(seconds, library): [distance of each seed]}, by budget and then in the order of LIBRARIES."""
-    kept = sorted((row for row in rows if row["name"] in LIBRARIES), key=lambda row: (row["seconds"], LIBRARIES.index(row["name"])))
+    kept = sorted(
+        (row for row in rows if row["name"] in LIBRARIES),
+        key=lambda row: (row["seconds"], LIBRARIES.index(row["name"])),
+    )
     found = {}
     for row in kept:
         found.setdefault((row["seconds"], row["name"]), []).append(row["frechet"])
@@ -213,7 +256,12 @@ def _budget_means(rows):
 
 
 def _provenance(found):
-    lines = ["## How it was measured", "", "| table | command | date | hardware | PyTorch |", "|---|---|---|---|---|"]
+    lines = [
+        "## How it was measured",
+        "",
+        "| table | command | date | hardware | PyTorch |",
+        "|---|---|---|---|---|",
+    ]
     for key, section in found.items():
         for table in TITLES:
             if section.get(table):

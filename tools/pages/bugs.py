@@ -15,13 +15,24 @@ The [ledger](ledger.md) lists bugs that make the checks of an equation fail.
 
 
 def page():
-    found = {module: verdicts.summary(module, entry) for module, entry in verdicts.load()["modules"].items()}
-    return generated("Injected bugs", ABOUT, _tables(found) if found else [], "No run is stored yet.")
+    found = {
+        module: verdicts.summary(module, entry)
+        for module, entry in verdicts.load()["modules"].items()
+    }
+    return generated(
+        "Injected bugs", ABOUT, _tables(found) if found else [], "No run is stored yet."
+    )
 
 
 def _tables(found):
-    lines = ["| module | bugs | caught | share | not observable | up to date |", "|---|---|---|---|---|---|"]
-    lines += [_row(f"[`{_dotted(module)}`](api/{module.split('/')[0]}.md)", [one]) for module, one in found.items()]
+    lines = [
+        "| module | bugs | caught | share | not observable | up to date |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        _row(f"[`{_dotted(module)}`](api/{module.split('/')[0]}.md)", [one])
+        for module, one in found.items()
+    ]
     lines += [_row("all", list(found.values())), ""]
     for module, one in found.items():
         lines += _named(f"{_dotted(module)}: not caught", dict.fromkeys(one.survived, ""))
@@ -46,5 +57,8 @@ def _named(title, mutants):
     lines = [f":::{{dropdown}} {title} ({len(mutants)})"]
     for name, reason in mutants.items():
         where, _, what = name.partition(": ")
-        lines.append(f"- {cell_text(where)}: {cell_text(what)}" + (f" — {cell_text(reason)}" if reason else ""))
+        lines.append(
+            f"- {cell_text(where)}: {cell_text(what)}"
+            + (f" — {cell_text(reason)}" if reason else "")
+        )
     return [*lines, ":::", ""]

@@ -6,7 +6,17 @@ import re
 from tools import layout
 
 PAGE = layout.ROOT / "CONTRIBUTING.md"
-MATHEMATICS = ("schedules", "prediction", "sampling", "ddpm", "likelihood", "ddim", "sde", "guidance", "exact")
+MATHEMATICS = (
+    "schedules",
+    "prediction",
+    "sampling",
+    "ddpm",
+    "likelihood",
+    "ddim",
+    "sde",
+    "guidance",
+    "exact",
+)
 PICTURE = re.compile(r"(?<=<!-- made by `make pages` -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -15,7 +25,9 @@ def edges():
     found = set()
     for path in sorted(layout.PACKAGE.rglob("*.py")):
         room = path.relative_to(layout.PACKAGE).parts[0].removesuffix(".py")
-        found |= {(room, other) for other in imported(path.read_text(encoding="utf8")) if other != room}
+        found |= {
+            (room, other) for other in imported(path.read_text(encoding="utf8")) if other != room
+        }
     return found
 
 
@@ -27,7 +39,9 @@ def imported(source):
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diffusion_core."):
             yield node.module.split(".")[1]
         elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("diffusion_core."))
+            yield from (
+                a.name.split(".")[1] for a in node.names if a.name.startswith("diffusion_core.")
+            )
 
 
 def direct(edges):

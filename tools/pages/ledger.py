@@ -27,7 +27,9 @@ def number(value):
 
 
 def page():
-    return generated("The equation ledger", ABOUT, _body(), "No chapter displays a tagged equation yet.")
+    return generated(
+        "The equation ledger", ABOUT, _body(), "No chapter displays a tagged equation yet."
+    )
 
 
 def _body():
@@ -50,7 +52,13 @@ def _body():
     ]
     for key in keys:
         places = ", ".join(dict.fromkeys(link_to(PAGE, path) for path, _, _ in found[key]))
-        bugs = f"at least {len(caught[key])}" if caught and caught.get(key) else 0 if key in equations.searched() else "–"
+        bugs = (
+            f"at least {len(caught[key])}"
+            if caught and caught.get(key)
+            else 0
+            if key in equations.searched()
+            else "–"
+        )
         if caught and caught.get(key) and key not in equations.current():
             bugs += ", before the last edit"
         lines.append(

@@ -29,11 +29,16 @@ def runs():
 def page():
     found = runs()
     done = [record for _, record in found if record]
-    return generated("Status", ABOUT, _tables(found, done) if done else [], "No chapter has been run yet.")
+    return generated(
+        "Status", ABOUT, _tables(found, done) if done else [], "No chapter has been run yet."
+    )
 
 
 def _tables(found, done):
-    lines = ["| chapter | seconds | CPU cores | checks | Python | PyTorch |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| chapter | seconds | CPU cores | checks | Python | PyTorch |",
+        "|---|---|---|---|---|---|",
+    ]
     for path, record in found:
         if record:
             torch = record["versions"].get("torch", "–")
@@ -43,7 +48,9 @@ def _tables(found, done):
         else:
             lines.append(f"| {link_to(PAGE, path)} | not run | | | | |")
     total = sum(record["seconds"] for record in done)
-    versions = sorted({(name, number) for record in done for name, number in record["versions"].items()})
+    versions = sorted(
+        {(name, number) for record in done for name, number in record["versions"].items()}
+    )
     systems = sorted({record["system"] for record in done})
     return [
         *lines,

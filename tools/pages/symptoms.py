@@ -50,5 +50,7 @@ def page():
 
 def _row(path, trail, fields):
     caught = f" *Caught by:* {fields['Caught by']}" if "Caught by" in fields else ""
-    symptom, cause = (text.replace("|", "\\|") for text in (fields["Symptom"], fields["Cause"] + caught))
+    symptom, cause = (
+        text.replace("|", "\\|") for text in (fields["Symptom"], fields["Cause"] + caught)
+    )
     return f"| {symptom} | {cause} ({link_to(PAGE, path, trail)}) |"
