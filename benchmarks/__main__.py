@@ -13,6 +13,7 @@ beside it; in every round each contender runs once, in an order drawn anew.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -217,9 +218,8 @@ def budget_rows(arguments: argparse.Namespace, rows: list[dict], store) -> None:
             spent, k = 0.0, 0
             for budget in arguments.budgets:
                 while spent < budget:
-                    spent += budget_seconds_of(
-                        lambda: one_step(trainer, ema, pixels, arguments, k), arguments.device
-                    )  # noqa: B023
+                    step = functools.partial(one_step, trainer, ema, pixels, arguments, k)
+                    spent += budget_seconds_of(step, arguments.device)
                     k += 1
                 x = samples_of(c, ema.net, schedule, arguments, seed)
                 _, features = classify(classifier, x)

@@ -312,8 +312,8 @@ class UNet(nn.Module):
             raise ValueError(
                 f"y has shape {tuple(y.shape)} and dtype {y.dtype}, expected ({B},) and int64"
             )
-        readable = y.device.type == "cpu" and not torch.compiler.is_compiling()
-        if readable and not bool(((y >= 0) & (y <= self.null_label)).all()):  # waits for y's device
+        readable = y.device.type == "cpu" and not torch.compiler.is_compiling()  # else: a wait
+        if readable and not bool(((y >= 0) & (y <= self.null_label)).all()):
             wrong = y[(y < 0) | (y > self.null_label)][0].item()
             raise ValueError(
                 f"label {wrong} is out of range: 0..{self.null_label - 1}, or {self.null_label} for "
