@@ -1,11 +1,12 @@
 """The rooms of the package: imports go one way only."""
 
-import ast
+import re
 from pathlib import Path
 
 import pytest
 
 import diffusion_core
+from tools.pages.imports import MATHEMATICS, imported
 
 PACKAGE = Path(diffusion_core.__file__).parent
 
@@ -25,48 +26,16 @@ ORDER = (
     ("cli",),
     ("__main__",),
 )
-MATHEMATICS = {
-    "schedules",
-    "prediction",
-    "exact",
-    "sampling",
-    "ddpm",
-    "guidance",
-    "sde",
-    "ddim",
-    "likelihood",
-}
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-
-
-def imports(source, names=frozenset()):
-    """The rooms that a source text imports, wherever the import stands; names: what the package itself
-    holds."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports are not used here"
-            if node.module == "diffusion_core":
-                found |= {alias.name for alias in node.names} - names
-            elif node.module.startswith("diffusion_core."):
-                found.add(node.module.split(".")[1])
-        elif isinstance(node, ast.Import):
-            found |= {
-                alias.name.split(".")[1]
-                for alias in node.names
-                if alias.name.startswith("diffusion_core.")
-            }
-    return found
 
 
 def rooms():
     """{room: the other rooms that it imports}."""
     found = {}
     for file in PACKAGE.rglob("*.py"):
-        room = file.relative_to(PACKAGE).with_suffix("").parts[0]
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if room != "__init__":
-            names = frozenset({"EQUATIONS", "__version__"})
-            found.setdefault(room, set()).update(imports(file.read_text(encoding="utf8"), names))
+            found.setdefault(room, set()).update(imported(file.read_text(encoding="utf8")))
     return {room: others - {room} for room, others in found.items()}
 
 
@@ -81,9 +50,9 @@ def faults(found):
                 yield f"{room} imports {other}, which has no place in ORDER"
             elif LEVEL[other] >= LEVEL[room]:
                 yield f"{room} imports {other}, which does not stand above it"
-        if room in MATHEMATICS and not others <= MATHEMATICS | {"_validate"}:
+        if room in MATHEMATICS and not others <= {*MATHEMATICS, "_validate"}:
             yield f"{room} is mathematics, and imports a room"
-        if room == "networks" and others & MATHEMATICS:
+        if room == "networks" and others & set(MATHEMATICS):
             yield "networks know nothing of schedules"
 
 
@@ -91,8 +60,14 @@ def test_imports_go_one_way():
     assert not list(faults(rooms()))
 
 
+def test_imports_name_the_package():
+    """A relative import would not be seen here."""
+    sources = [file.read_text(encoding="utf8") for file in PACKAGE.rglob("*.py")]
+    assert not any(re.search(r"^\s*from \.", source, re.MULTILINE) for source in sources)
+
+
 def test_the_package_itself_imports_no_room():
-    assert not imports((PACKAGE / "__init__.py").read_text(encoding="utf8"))
+    assert not set(imported((PACKAGE / "__init__.py").read_text(encoding="utf8")))
 
 
 @pytest.mark.parametrize(
@@ -113,5 +88,5 @@ def test_the_package_itself_imports_no_room():
     ],
 )
 def test_a_wrong_import_is_found(room, source, fault):
-    (found,) = [f for f in faults({room: imports(source)}) if f.startswith(fault)]
+    (found,) = [f for f in faults({room: set(imported(source))}) if f.startswith(fault)]
     assert found
