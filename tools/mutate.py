@@ -21,69 +21,28 @@ from tools import environment, layout
 from tools.mutation import proofs, verdicts
 from tools.mutation.mutants import mutants
 from tools.mutation.process import in_process, observe_proof, observe_tests, run_proof, run_tests
-from tools.mutation.verdicts import (
-    RESULT,
-    TESTS,
-    function_hash,
-    load,
-    source,
-    still_valid,
-    store,
-    summary,
-)
 from tools.pages import write_all
 
-MODULES = {module.replace("/", "."): module for module in layout.modules()}
-EQUATION_MODULES = sorted(
-    {
-        MODULES[name]
-        for place in EQUATIONS.values()
-        for name in MODULES
-        if place.startswith(f"{name}.")
-    }
-)
-FORMULA = (
-    "sign",
-    "dropped sqrt",
-    "dropped power",
-    "dropped term",
-    "dropped factor",
-    "operator",
-)  # tried first on equations
+PLACES = [f"{place}." for place in EQUATIONS.values()]
+EQUATION_MODULES = [
+    m for m in layout.modules() if any(p.startswith(f"{m.replace('/', '.')}.") for p in PLACES)
+]
+# tried first on equations
+FORMULA = ("sign", "dropped sqrt", "dropped power", "dropped term", "dropped factor", "operator")
 # imported before the forks, so that each of them starts fast; the package itself must not be among them
-HEAVY = (
-    *(
-        "torch",
-        "torch.utils.flop_counter",
-        "torchvision.datasets",
-        "accelerate",
-        "safetensors.torch",
-        "scipy.linalg",
-        "sklearn.datasets",
-    ),
-    *(
-        "diffusers.models.unets.unet_2d",
-        "diffusers.models.embeddings",
-        "diffusers.schedulers.scheduling_ddpm",
-    ),
-    *(
-        "diffusers.schedulers.scheduling_ddim",
-        "denoising_diffusion_pytorch",
-        "matplotlib.pyplot",
-        "IPython.display",
-        "pytest",
-    ),
-)
+HEAVY = ["torch", "torch.utils.flop_counter", "torchvision.datasets", "safetensors.torch", "scipy.linalg", "sklearn.datasets", "diffusers.models.unets.unet_2d", "diffusers.models.embeddings", "diffusers.schedulers.scheduling_ddpm", "diffusers.schedulers.scheduling_ddim", "denoising_diffusion_pytorch", "matplotlib.pyplot", "IPython.display", "pytest"]
 PROOF_LIMIT = 600  # seconds; a test may take process.LIMIT
 
 
 def try_module(module, result):
     """Run every mutant of one module that has no stored verdict yet."""
-    entry = result["modules"][module] = still_valid(module, result["modules"].get(module, {}))
+    entry = result["modules"][module] = verdicts.still_valid(
+        module, result["modules"].get(module, {})
+    )
     observed = in_process(observe_tests, module)
     if observed is None:
         sys.exit(f"the tests of {module} fail without any mutant: mend them first")
-    present = mutants(module, source(module))
+    present = mutants(module, verdicts.source(module))
     names = {m.name for m in present}
     entry["verdicts"] = {
         name: verdict for name, verdict in entry["verdicts"].items() if name in names
@@ -100,13 +59,13 @@ def try_module(module, result):
                 flush=True,
             )
         if i % 5 == 0:
-            store(result, module)
-    store(result, module)
+            verdicts.store(result, module)
+    verdicts.store(result, module)
     report(module, entry)
 
 
 def report(module, entry):
-    found = summary(module, entry)
+    found = verdicts.summary(module, entry)
     print(
         f"{module}: {len(found.caught)} of {found.counted} caught ({len(found.caught) / found.counted:.1%}), "
         f"{len(found.equivalent)} equivalent, {len(found.survived)} survived"
@@ -133,13 +92,17 @@ def try_equations(result, only=()):
             if verdicts.still_failing(known.get(name), mark) or (only and key not in only):
                 continue
             mutant = failed_by(proof, key, known.get(name, {}).get("mutant"))
-            known[name] = {"hash": mark, "mutant": mutant, "function": function_hash(mutant)}
+            known[name] = {
+                "hash": mark,
+                "mutant": mutant,
+                "function": verdicts.function_hash(mutant),
+            }
             result["equations"][key] = _bugs_of(key, known)
-            store(result)
+            verdicts.store(result)
     result["proofs"] = {name: entry for name, entry in known.items() if name in seen}
     present = {name.split(": ")[1] for name in seen}
     result["equations"] = {key: bugs for key, bugs in result["equations"].items() if key in present}
-    store(result)
+    verdicts.store(result)
     caught = result["equations"]
     print(
         f"equations: {sum(map(bool, caught.values()))} of {len(present)} have a check that a mutant makes fail"
@@ -185,7 +148,7 @@ def failed_by(proof, key, first=None):
 
 @functools.lru_cache
 def _mutants_of(module):
-    return mutants(module, source(module))
+    return mutants(module, verdicts.source(module))
 
 
 def is_equation(mutant, key):
@@ -220,7 +183,10 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "modules", nargs="*", metavar="MODULE", help=f"default: {' '.join(TESTS)} equations"
+        "modules",
+        nargs="*",
+        metavar="MODULE",
+        help=f"default: {' '.join(verdicts.TESTS)} equations",
     )
     parser.add_argument(
         "--only",
@@ -241,8 +207,8 @@ def main():
     for name in HEAVY:
         importlib.import_module(name)
     gc.freeze()  # the forks need not search these objects for garbage
-    wanted = arguments.modules or [*TESTS, "equations"]
-    result = load()
+    wanted = arguments.modules or [*verdicts.TESTS, "equations"]
+    result = verdicts.load()
     for module in wanted:
         if arguments.again:
             result["modules"].pop(module, None)
@@ -251,9 +217,9 @@ def main():
         try_equations(result, arguments.only) if module == "equations" else try_module(
             module, result
         )
-    found = [summary(module, entry) for module, entry in result["modules"].items()]
+    found = [verdicts.summary(module, entry) for module, entry in result["modules"].items()]
     print(
-        f"in all: {sum(len(s.caught) for s in found)} of {sum(s.counted for s in found)} caught. Table: {RESULT.relative_to(layout.ROOT)}"
+        f"in all: {sum(len(s.caught) for s in found)} of {sum(s.counted for s in found)} caught. Table: {verdicts.RESULT.relative_to(layout.ROOT)}"
     )
     for path in write_all():
         print(f"wrote {path.relative_to(layout.ROOT)}")

@@ -316,7 +316,7 @@ class UNet(nn.Module):
         if readable and not bool(((y >= 0) & (y <= self.null_label)).all()):
             wrong = y[(y < 0) | (y > self.null_label)][0].item()
             raise ValueError(
-                f"label {wrong} is out of range: 0..{self.null_label - 1}, or {self.null_label} for "
-                "the null label"
+                f"label {wrong} is out of range: 0..{self.null_label - 1}, or {self.null_label} "
+                "for the null label"
             )
         return emb + self.label_embedding(y.to(x.device))

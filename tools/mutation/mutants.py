@@ -9,28 +9,10 @@ from dataclasses import dataclass
 ROOTS = {"sqrt", "square", "log", "exp", "abs", "cos", "sin"}
 COMMUTATIVE = {"min", "max", "math.gcd"}
 SWAPPED_NAMES = [("t", "s"), ("x_0", "x_t"), ("eps", "noise"), ("signal", "noise")]
-OPPOSITE = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Div,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.FloorDiv,
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.And: ast.Or,
-    ast.Or: ast.And,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-}
+PAIRS = "Add Sub, Mult Div, Lt LtE, Gt GtE, Eq NotEq, Is IsNot, In NotIn, And Or, BitAnd BitOr"
+OPPOSITE = {ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv}
+for one, other in (map(ast.__dict__.get, pair.split()) for pair in PAIRS.split(", ")):
+    OPPOSITE |= {one: other, other: one}
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ class Proof:
 
 class Run:
     """Cells run one after another, and what their checks find: `failed`, {equation: [claim, ...]}, and `held`, the equations of
-    those that did not fail. A check that fails does not stop its cell; a cell that raises fails its equations, with the claim
-    RAISED."""
+    those that did not fail. A check that fails does not stop its cell; a cell that raises fails its equations (a given one:
+    "what is given"), with the claim RAISED."""
 
     def __init__(self):
         self.failed, self.held = {}, set()
@@ -65,7 +65,7 @@ class Run:
         try:
             exec(compile(source, "cell", "exec"), self._scope)
         except Exception as error:
-            for key in equations(source):
+            for key in equations(source) or ["what is given"]:
                 self.failed.setdefault(key, []).append(f"{RAISED}: {error!r}")
         if "caught" in self._scope:
             self._scope["caught"] = self._caught
