@@ -30,7 +30,22 @@ EQUATION_MODULES = [
 # tried first on equations
 FORMULA = ("sign", "dropped sqrt", "dropped power", "dropped term", "dropped factor", "operator")
 # imported before the forks, so that each of them starts fast; the package itself must not be among them
-HEAVY = ["torch", "torch.utils.flop_counter", "torchvision.datasets", "safetensors.torch", "scipy.linalg", "sklearn.datasets", "diffusers.models.unets.unet_2d", "diffusers.models.embeddings", "diffusers.schedulers.scheduling_ddpm", "diffusers.schedulers.scheduling_ddim", "denoising_diffusion_pytorch", "matplotlib.pyplot", "IPython.display", "pytest"]
+HEAVY = [
+    "torch",
+    "torch.utils.flop_counter",
+    "torchvision.datasets",
+    "safetensors.torch",
+    "scipy.linalg",
+    "sklearn.datasets",
+    "diffusers.models.unets.unet_2d",
+    "diffusers.models.embeddings",
+    "diffusers.schedulers.scheduling_ddpm",
+    "diffusers.schedulers.scheduling_ddim",
+    "denoising_diffusion_pytorch",
+    "matplotlib.pyplot",
+    "IPython.display",
+    "pytest",
+]
 PROOF_LIMIT = 600  # seconds; a test may take process.LIMIT
 
 
