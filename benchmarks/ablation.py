@@ -88,6 +88,11 @@ class WithTime(nn.Module):
         self.conv, self.time = conv, nn.Linear(dim, conv.out_channels)
         self.code = torch.zeros(1, dim)
 
+    @property
+    def weight(self) -> Tensor:
+        """Of the convolution: a net takes its dtype from it."""
+        return self.conv.weight
+
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x) + self.time(self.code)[:, :, None, None]
 
