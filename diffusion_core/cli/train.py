@@ -64,6 +64,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     add("--batch-size", type=int, help="instead of the recipe's global batch size")
     add("--lr", type=float, help="instead of the recipe's highest learning rate")
     add("--grad-clip", type=float, help="instead of the recipe's largest norm of the gradient")
+    add("--p2-gamma", type=float, help="instead of the recipe's exponent of the loss weights")
     add("--seed", type=int, help="instead of the recipe's seed")
     add(
         "--precision",
@@ -95,6 +96,7 @@ def train(
     batch_size: int | None = None,
     lr: float | None = None,
     grad_clip: float | None = None,
+    p2_gamma: float | None = None,
     seed: int | None = None,
     precision: Precision | None = None,
     resume: bool = False,
@@ -114,6 +116,7 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "grad_clip": grad_clip,
+        "p2_gamma": p2_gamma,
         "seed": seed,
         "precision": precision,
     }
