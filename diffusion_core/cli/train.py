@@ -42,9 +42,10 @@ recipes:
 
 A run writes RUNS/NAME/checkpoint.safetensors every few hundred steps, atomically. If it is
 stopped, in whatever way, the same command with --resume goes on from there and arrives at the
-same weights as an uninterrupted run (bit for bit on a CPU). On several processes (the batch size
-stays the global one): accelerate launch -m diffusion_core train NAME, or on two CPU processes
-torchrun --nproc-per-node 2 -m diffusion_core train NAME --device cpu
+same weights as an uninterrupted run (bit for bit on a CPU). Ctrl-C ends the step and writes one
+more. On several GPUs (the batch size stays the global one): torchrun --nproc-per-node 2 -m
+diffusion_core train NAME, or accelerate launch in place of torchrun; with --device cpu on as many
+processes of the CPU.
 
 examples:
   python -m diffusion_core train digits --steps 200
