@@ -6,6 +6,7 @@ PORT   ?= 8000
 # for train, evaluate, bench, gpu: where MNIST lies, and on which device to work (both empty: what the command line chooses itself)
 DATA   ?=
 DEVICE ?=
+MINUTES ?=
 FLAGS   = $(if $(DATA),--data $(DATA)) $(if $(DEVICE),--device $(DEVICE))
 PY     := .venv/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -70,8 +71,8 @@ bench: .venv/with-test  ## time what is not stored yet beside lucidrains' and di
 	$(PY) -m benchmarks $(BENCH) $(FLAGS)
 	$(PY) -m tools.pages
 
-gpu: .venv/with-test  ## everything that wants a GPU, into results/; resumable, works on a CPU, slowly (DATA=folder, DEVICE=)
-	$(PY) -m tools.gpu $(FLAGS)
+gpu: .venv/with-test  ## what wants a GPU, into results/, in MINUTES=30; resumable (DATA=folder, DEVICE=)
+	$(PY) -m tools.gpu $(if $(MINUTES),--minutes $(MINUTES)) $(FLAGS)
 
 hero: .venv/with-test  ## draw the landing page's animation with the shipped network
 	$(PY) -m tools.hero

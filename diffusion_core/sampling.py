@@ -54,7 +54,7 @@ def draw(like: Tensor, generator: Generators = None) -> Tensor:
     drawn = [
         torch.randn(like.shape[1:], generator=g, device=g.device, dtype=dtype) for g in generator
     ]
-    return torch.stack([z.to(like) for z in drawn])
+    return torch.stack(drawn).to(like)  # moved once, not image by image
 
 
 def walk(

@@ -42,9 +42,10 @@ recipes:
 
 A run writes RUNS/NAME/checkpoint.safetensors every few hundred steps, atomically. If it is
 stopped, in whatever way, the same command with --resume goes on from there and arrives at the
-same weights as an uninterrupted run (bit for bit on a CPU). On several processes (the batch size
-stays the global one): accelerate launch -m diffusion_core train NAME, or on two CPU processes
-torchrun --nproc-per-node 2 -m diffusion_core train NAME --device cpu
+same weights as an uninterrupted run (bit for bit on a CPU). Ctrl-C ends the step and writes one
+more. On several GPUs (the batch size stays the global one): torchrun --nproc-per-node 2 -m
+diffusion_core train NAME, or accelerate launch in place of torchrun; with --device cpu on as many
+processes of the CPU.
 
 examples:
   python -m diffusion_core train digits --steps 200
@@ -64,6 +65,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     add("--batch-size", type=int, help="instead of the recipe's global batch size")
     add("--lr", type=float, help="instead of the recipe's highest learning rate")
     add("--grad-clip", type=float, help="instead of the recipe's largest norm of the gradient")
+    add("--p2-gamma", type=float, help="instead of the recipe's exponent of the loss weights")
     add("--seed", type=int, help="instead of the recipe's seed")
     add(
         "--precision",
@@ -95,6 +97,7 @@ def train(
     batch_size: int | None = None,
     lr: float | None = None,
     grad_clip: float | None = None,
+    p2_gamma: float | None = None,
     seed: int | None = None,
     precision: Precision | None = None,
     resume: bool = False,
@@ -114,6 +117,7 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "grad_clip": grad_clip,
+        "p2_gamma": p2_gamma,
         "seed": seed,
         "precision": precision,
     }

@@ -1,71 +1,174 @@
-"""`python -m tools.gpu`: the parts, their order, and that one failure keeps the rest."""
+"""`python -m tools.gpu`: the parts, their order and shares of the time, a plan that fits, and that one failure keeps the rest."""
 
-import subprocess
-from pathlib import Path
+import json
+from types import SimpleNamespace
 
 import pytest
 
-from diffusion_core.cli import build_parser as package_parser
-from diffusion_core.training import CHECKPOINT
+from diffusion_core._validate import UsageError
+from diffusion_core.data import load_images
+from diffusion_core.pretrained import load_pretrained
 from tools import gpu
 
 
 @pytest.fixture
-def calls(monkeypatch, tmp_path):
-    """The commands that would run; the one named in `fails` fails."""
-    made = []
+def command(monkeypatch, tmp_path):
+    """The command with parts that only note what they are told."""
+    told = []
+
+    def part(name, share):
+        def run(job, record):
+            told.append((name, job))
+            record["note"] = f"{name} was here"
+            if name in command.failing:
+                raise UsageError("no")
+
+        return gpu.Part(name, f"about {name}", share, run)
+
+    def command(*arguments):
+        told.clear()
+        gpu.main(["--device", "cpu", "--out", str(tmp_path / "out"), *arguments])
+        return told
+
+    command.failing = []
+    monkeypatch.setattr(gpu, "PARTS", (part("one", 0.75), part("two", 0.25)))
+    monkeypatch.setattr(gpu, "load_images", lambda *arguments: None)
+    return command
+
+
+def written(tmp_path):
+    return json.loads((tmp_path / "out" / "gpu.json").read_text())
+
+
+def test_all_parts_in_order_share_the_minutes(command, tmp_path):
+    (one, first), (two, second) = command("--minutes", "8", "--data", "d")
+    assert (one, two) == ("one", "two")
+    assert first.seconds == pytest.approx(0.75 * 480, abs=1)
+    assert second.seconds == pytest.approx(480, abs=1), "the last one has what is left"
+    assert first.data.endswith("/d") and first.data.startswith("/")
+    assert first.out == tmp_path / "out"
+    assert first.runs.parts[-2:] == ("runs", "gpu"), "checkpoints are no results"
+    records = written(tmp_path)
+    assert [*records] == ["one", "two"]
+    assert records["one"].keys() == {
+        "command",
+        "date",
+        "hardware",
+        "torch",
+        "note",
+        "finished",
+        "seconds",
+    }
+
+
+def test_one_part_has_all_the_minutes(command, tmp_path):
+    ((name, job),) = command("two", "--minutes", "8")
+    assert (name, job.seconds) == ("two", pytest.approx(480, abs=1))
+    assert [*written(tmp_path)] == ["two"]
+
+
+def test_what_is_finished_is_kept_and_a_failure_says_so(command, tmp_path):
+    command.failing.append("two")
+    with pytest.raises(SystemExit, match=r"two failed \(no\); what was finished is kept in"):
+        command()
+    records = written(tmp_path)
+    assert records["one"]["finished"]
+    assert "finished" not in records["two"]
+    assert records["two"]["note"] == "two was here"
+    command.failing.clear()
+    assert [name for name, _ in command()] == ["two"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["three"], "no part named .'three'.; choose from .'one', 'two'"),
+        (["--minutes", "0"], "must be above 0"),
+        (["--device", "banana"], "device = 'banana' is not available"),
+    ],
+)
+def test_what_cannot_be_is_said_first(command, arguments, said):
+    with pytest.raises(SystemExit, match=said):
+        command(*arguments)
+
+
+def test_without_the_data_it_says_what_to_do(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "load_images", load_images)
+    with pytest.raises(
+        SystemExit,
+        match=r"mnist was not found in .*take the four files of MNIST/raw along.*--data DIR",
+    ):
+        command("--data", str(tmp_path))
+
+
+@pytest.mark.parametrize("seconds", [60, 480, 1800])
+@pytest.mark.parametrize(
+    ("step", "chain"), [(0.008, 5e-6), (0.02, 2e-5), (0.7, 1.2e-3)]
+)  # two GPUs, a CPU
+def test_a_plan_fits(seconds, step, chain):
+    made = gpu.plan(seconds, step, chain)
+    sampling = made["seeds"] * sum(
+        made["samples"] * steps * chain + gpu.METRICS + gpu.BOUND * chain
+        for steps in made["chains"]
+    )
+    assert made["steps"] * step + sampling <= gpu.SPARE * seconds + 2 * step
+    assert made["steps"] >= 2
+
+
+def test_a_gpu_evaluates_in_full_and_a_slow_one_less():
+    full = gpu.plan(480, 0.008, 5e-6)
+    assert (full["chains"], full["samples"], full["seeds"]) == ([1000, 100], 10_000, 3)
+    assert full["steps"] > 20_000
+    assert gpu.plan(480, 0.008, 2e-5)["samples"] == 2_000
+    assert gpu.plan(60, 0.7, 1.2e-3) | {"steps": 0} == {
+        "steps": 0,
+        "samples": 100,
+        "seeds": 1,
+        "chains": [100],
+    }
+    assert gpu.plan(1, 10, 10) == {"steps": 2, "samples": 20, "seeds": 1, "chains": [20]}, (
+        "the least there is"
+    )
+
+
+def test_a_part_measures_plans_trains_and_evaluates(monkeypatch, tmp_path):
+    """On the digits, and without their evaluation, for which no judge ships."""
+    evaluated, stored, record = [], [], {}
+    monkeypatch.setattr(
+        gpu, "evaluate", lambda name, **how: evaluated.append(SimpleNamespace(name=name, **how))
+    )
+    monkeypatch.setattr(
+        gpu,
+        "plan",
+        lambda seconds, **measured: {"steps": 3, "samples": 20, "seeds": 1, "chains": [7, 5]},
+    )
+    job = gpu.Job(
+        "cpu", None, tmp_path / "out", tmp_path / "runs", 20.0, lambda: stored.append(dict(record))
+    )
+    gpu.mnist(job, record, recipe="digits", changes={"batch_size": 4, "p2_gamma": 1.0})
+    assert record["measured"].keys() == {"training_step", "chain_step_of_an_image"}
+    assert all(0 < value < 60 for value in record["measured"].values())
+    assert "plan" in stored[0], "a stopped part goes on with the same plan"
+    card = load_pretrained("digits", tmp_path / "out" / "weights").card
+    assert (card["steps"], card["config"]["p2_gamma"], card["config"]["batch_size"]) == (3, 1.0, 4)
+    assert [(e.steps, e.samples, e.seeds) for e in evaluated] == [(7, 20, 1), (5, 20, 1)]
+    assert [e.out.name for e in evaluated] == ["digits_evaluation_7.json", "digits_evaluation.json"]
+    monkeypatch.setattr(gpu, "measure", lambda *arguments: pytest.fail("measured again"))
+    gpu.mnist(job, record, recipe="digits", changes={"batch_size": 4, "p2_gamma": 1.0})
+
+
+def test_the_benchmarks_fit_their_rounds(monkeypatch, tmp_path):
+    """Four tables of rounds of 3 s, two rounds of each to warm up."""
+    clock, commands = [0.0], []
 
     def run(command, **named):
-        made.append(command[2:])
-        return subprocess.CompletedProcess(command, 1 if calls_fail and calls_fail[0] in command else 0)
+        commands.append(command)
+        clock[0] += 12.0
 
-    calls_fail = []
     monkeypatch.setattr(gpu.subprocess, "run", run)
-
-    def call(*arguments, fails=None):
-        made.clear()
-        calls_fail[:] = [fails] if fails else []
-        monkeypatch.setattr("sys.argv", ["gpu", "--device", "cpu", "--out", str(tmp_path), *arguments])
-        gpu.main()
-        return list(made)
-
-    call.made = made
-    return call
-
-
-def test_everything_goes_into_one_folder_in_order(calls, tmp_path):
-    made = calls("--data", "d", "--steps", "7", "--chains", "20", "5")
-    assert [c[:2] for c in made] == [["diffusion_core", "train"], ["diffusion_core", "evaluate"], ["diffusion_core", "evaluate"], ["benchmarks", "overhead"]]
-    for command in made[:3]:
-        parsed = package_parser().parse_args(command[1:])
-        assert parsed.data == str(Path("d").resolve()), "the parts run in another folder"
-        assert parsed.device == "cpu"
-    assert package_parser().parse_args(made[0][1:]).steps == 7
-    assert not package_parser().parse_args(made[0][1:]).resume, "there is nothing to resume yet"
-    assert [package_parser().parse_args(c[1:]).steps for c in made[1:3]] == [20, 5]
-    assert [package_parser().parse_args(c[1:]).out.name for c in made[1:3]] == ["mnist_evaluation_20.json", "mnist_evaluation.json"]
-    assert package_parser().parse_args(made[1][1:]).samples == 2000
-    outs = [str(package_parser().parse_args(c[1:]).out) for c in made[1:3]]
-    assert len(set(outs)) == 2
-    assert all(o.startswith(str(tmp_path)) for o in outs)
-
-
-def test_training_that_was_stopped_goes_on(calls, tmp_path):
-    checkpoint = tmp_path / "runs" / "mnist" / CHECKPOINT
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.write_bytes(b"")
-    train = package_parser().parse_args(calls()[0][1:])
-    assert train.resume
-    assert train.runs / "mnist" / CHECKPOINT == checkpoint
-
-
-def test_training_that_is_done_is_not_repeated(calls, tmp_path):
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "mnist.json").write_text("{}")
-    assert calls()[0][:2] == ["diffusion_core", "evaluate"]
-
-
-def test_a_failure_stops_and_says_so(calls):
-    with pytest.raises(SystemExit, match=r"evaluate, 50 steps failed; what was finished is kept"):
-        calls(fails="evaluate")
-    assert len(calls.made) == 2
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: clock[0])
+    for seconds, rounds in ((10, 3), (60, 8), (1000, 15)):
+        record = {}
+        gpu.benchmarks(gpu.Job("cpu", None, tmp_path, tmp_path, seconds, print), record)
+        assert record["rounds"] == rounds
+        assert commands[-1][-1] == str(tmp_path / "benchmarks.json")

@@ -74,24 +74,23 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes_follow_the_path_of_one(tmp_path):
-    """Two CPU processes (gloo), started as `accelerate launch` starts GPUs: the same global batch,
-    the same losses, one checkpoint that one process can resume."""
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run --standalone --local-addr=127.0.0.1 --nproc-per-node=2",
+    "accelerate launch": "accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 "
+    "--mixed_precision=no --dynamo_backend=no --main_process_port=0 --main_process_ip=127.0.0.1",
+}  # "--multi_gpu" only means: several processes
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_follow_the_path_of_one(tmp_path, launcher):
+    """Two CPU processes (gloo), started as GPUs are: the same global batch, the same losses, one
+    checkpoint that one process can resume."""
     script, out = tmp_path / "two.py", tmp_path / "out.pt"
     script.write_text(
         TWO.format(root=str(ROOT), folder=str(tmp_path / "run"), out=str(out)), encoding="utf8"
     )
     done = subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--local-addr=127.0.0.1",
-            ),
-            *("--nproc-per-node", "2", str(script)),
-        ],
+        [sys.executable, "-m", *LAUNCHERS[launcher].split(), str(script)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
