@@ -71,7 +71,9 @@ def test_embedding_tells_neighbours_apart():
     emb = timestep_embedding(torch.arange(1001), 128).double()
     distance = torch.cdist(emb, emb) + 10 * torch.eye(1001, dtype=F64)
     assert distance.min() >= 2 * math.sin(0.5) - 1e-4
-    assert_close(emb.norm(dim=1), torch.full((1001,), 8.0, dtype=F64), rtol=0, atol=1e-5)  # sqrt(64 circles)
+    assert_close(
+        emb.norm(dim=1), torch.full((1001,), 8.0, dtype=F64), rtol=0, atol=1e-5
+    )  # sqrt(64 circles)
 
 
 def test_embedding_is_float32_whatever_t_is():
@@ -196,12 +198,16 @@ def test_level_is_block_then_attention():
 def test_upsample_repeats_pixels_then_convolves():
     up, x = shaken(Upsample(3)), normal(2, 3, 2, 3)
     repeated = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    assert_close(up(x), F.conv2d(repeated, up.conv.weight, up.conv.bias, padding=1), rtol=0, atol=1e-13)
+    assert_close(
+        up(x), F.conv2d(repeated, up.conv.weight, up.conv.bias, padding=1), rtol=0, atol=1e-13
+    )
 
 
 def test_dropout_stands_before_the_last_convolution():
     block, x, emb = shaken(ResidualBlock(8, 8, 4, dropout=1.0)), normal(2, 8, 4, 4), normal(2, 4)
-    assert_close(block.train()(x, emb), x + block.conv2.bias[None, :, None, None], rtol=0, atol=1e-14)
+    assert_close(
+        block.train()(x, emb), x + block.conv2.bias[None, :, None, None], rtol=0, atol=1e-14
+    )
     assert (block.eval()(x, emb) - x - block.conv2.bias[None, :, None, None]).abs().max() > 1e-2
 
 
@@ -451,7 +457,9 @@ def test_images_of_a_batch_do_not_meet():
     out = net(x, t, y)
     assert_close(net(x[order], t[order], y[order]), out[order], rtol=0, atol=1e-12)
     for i in range(6):
-        assert_close(net(x[i : i + 1], t[i : i + 1], y[i : i + 1]), out[i : i + 1], rtol=0, atol=1e-12)
+        assert_close(
+            net(x[i : i + 1], t[i : i + 1], y[i : i + 1]), out[i : i + 1], rtol=0, atol=1e-12
+        )
 
 
 def test_overfits_eight_images(linear):
@@ -489,7 +497,9 @@ def test_shifting_the_skips_by_one_level_would_be_seen():
     net(normal(2, 1, 4, 4), torch.tensor([5, 6]))
     assert len(seen) == len(given) == 4
     for skip, joined in zip(reversed(seen), given, strict=True):
-        assert_close(joined[:, -skip.shape[1] :], skip, rtol=0, atol=0)  # the path first, the skip after it
+        assert_close(
+            joined[:, -skip.shape[1] :], skip, rtol=0, atol=0
+        )  # the path first, the skip after it
 
 
 # --- t, y, dtype ---
@@ -500,7 +510,9 @@ def test_one_time_for_all_or_one_each():
     each = net(x, torch.tensor([7, 7, 7]))
     for t in (torch.tensor(7), torch.tensor(7.0), torch.tensor(7, dtype=F64), 7, 7.0):
         assert_close(net(x, t), each, rtol=0, atol=0)
-    assert_close(net(x, torch.tensor([7, 8, 9]))[1], net(x[1:2], torch.tensor([8]))[0], rtol=0, atol=1e-12)
+    assert_close(
+        net(x, torch.tensor([7, 8, 9]))[1], net(x[1:2], torch.tensor([8]))[0], rtol=0, atol=1e-12
+    )
     between = net(x, torch.tensor(7.5))
     assert (between - each).abs().max() > 1e-6
     assert (between - net(x, 8)).abs().max() > 1e-6
@@ -616,4 +628,15 @@ def test_the_net_is_one_graph_for_torch_compile():
     net, x, y = build(classes=5), normal(2, 1, 4, 4).float(), torch.tensor([1, 5])
     net = net.float()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
-    assert_close(compiled(x, torch.tensor([3, 7]), y), net(x, torch.tensor([3, 7]), y), rtol=0, atol=1e-5)
+    assert_close(
+        compiled(x, torch.tensor([3, 7]), y), net(x, torch.tensor([3, 7]), y), rtol=0, atol=1e-5
+    )
+
+
+def test_labels_on_a_device_are_not_looked_at():
+    """That would wait for it. On the device "meta", which has shapes alone, a look raises."""
+    net, x = (
+        build(classes=5).to("meta"),
+        torch.empty(2, 1, 4, 4, device="meta", dtype=torch.float64),
+    )
+    assert net(x, torch.tensor(3), torch.tensor([1, 5], device="meta")).shape == x.shape

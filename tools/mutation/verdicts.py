@@ -19,7 +19,7 @@ from tools.mutation.syntax import syntax
 TESTS = {
     "schedules": ["tests/test_schedules.py"],
     "prediction": ["tests/test_prediction.py"],
-    "sampling": ["tests/test_sampling.py"],
+    "sampling": ["tests/test_sampling.py", "tests/test_ddpm.py"],
     "ddpm": ["tests/test_ddpm.py"],
     "likelihood": ["tests/test_likelihood.py"],
     "ddim": ["tests/test_ddim.py"],
