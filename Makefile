@@ -88,7 +88,7 @@ processors: .venv/with-test  ## run the chapters as on older processors, with on
 
 lint: .venv/with-test  ## ruff over package, tools, tests and chapters, mypy over the package
 	$(PY) -m ruff check .
-	$(PY) -m ruff format --check diffusion_core tools benchmarks
+	$(PY) -m ruff format --check diffusion_core tools tests benchmarks
 	$(PY) -m mypy
 
 clean:  ## remove the built site (not .venv)

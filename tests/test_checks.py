@@ -74,7 +74,9 @@ def test_a_tolerance_is_not_negative():
 
 @pytest.mark.parametrize("bounds", [{}, {"within": 1, "at_most": 1}, {"at_most": 1, "at_least": 0}])
 def test_one_bound_must_be_given(bounds):
-    with pytest.raises(TypeError, match=f"give one of within, at_most and at_least, not {len(bounds)}"):
+    with pytest.raises(
+        TypeError, match=f"give one of within, at_most and at_least, not {len(bounds)}"
+    ):
         check("claim", 0.0, **bounds)
 
 

@@ -38,7 +38,9 @@ def test_a_file_that_may_not_be_read_is_not_called_truncated(read, tmp_path, mon
     path = tmp_path / "a.safetensors"
     files.write_safetensors(path, {"x": torch.zeros(2)}, {})
     monkeypatch.setattr(os, "access", lambda asked, mode: asked != path)
-    with pytest.raises(PermissionError, match=r"a\.safetensors is not readable for this user; change its mode"):
+    with pytest.raises(
+        PermissionError, match=r"a\.safetensors is not readable for this user; change its mode"
+    ):
         read(path)
 
 

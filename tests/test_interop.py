@@ -132,9 +132,13 @@ def test_schedules_go_there_and_back(betas):
     assert scheduler.config.num_train_timesteps == schedule.T
     assert_close(scheduler.betas.double(), betas.float().double(), rtol=0, atol=1e-7)
     back = schedule_from(scheduler)
-    assert_close(back.alpha_bar.log(), schedule.alpha_bar.log(), rtol=0, atol=2e-4)  # 1 - 0.999 in float32
+    assert_close(
+        back.alpha_bar.log(), schedule.alpha_bar.log(), rtol=0, atol=2e-4
+    )  # 1 - 0.999 in float32
     x, eps, t = normal(4, 5), normal(4, 5, seed=1), torch.tensor([1, 2, 20, schedule.T])
-    assert_close(scheduler.add_noise(x, eps, t - 1), q_sample(x, t, eps, schedule), rtol=0, atol=1e-5)
+    assert_close(
+        scheduler.add_noise(x, eps, t - 1), q_sample(x, t, eps, schedule), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
@@ -145,7 +149,12 @@ def test_a_step_of_the_scheduler_is_ours(linear, variance):
         x, eps = normal(3, 4), normal(3, 4, seed=1)
         theirs = scheduler.step(eps, t - 1, x, generator=torch.Generator().manual_seed(7))
         noise = torch.randn(3, 4, generator=torch.Generator().manual_seed(7), dtype=F64)
-        assert_close(theirs.prev_sample, ddpm_step(eps, x, t, t - 1, noise, linear, variance), rtol=0, atol=1e-9)
+        assert_close(
+            theirs.prev_sample,
+            ddpm_step(eps, x, t, t - 1, noise, linear, variance),
+            rtol=0,
+            atol=1e-9,
+        )
 
 
 @pytest.mark.parametrize("clip", [False, True])

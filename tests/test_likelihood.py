@@ -182,9 +182,13 @@ def test_the_bound_from_few_terms_is_the_whole_bound_on_average():
     x_0 = data.sample(50, torch.Generator().manual_seed(0)).clamp(-1, 1)
     g = torch.Generator().manual_seed(1)
     model = data.eps_model(schedule)
-    whole = torch.stack([vlb_terms(model, x_0, schedule, generator=g).sum(1).mean() for _ in range(10)])
+    whole = torch.stack(
+        [vlb_terms(model, x_0, schedule, generator=g).sum(1).mean() for _ in range(10)]
+    )
     for strata, repeats in ((4, 60), (39, 10)):
-        part = torch.stack([estimate_bound(model, x_0, schedule, strata, g).mean() for _ in range(repeats)])
+        part = torch.stack(
+            [estimate_bound(model, x_0, schedule, strata, g).mean() for _ in range(repeats)]
+        )
         error = math.sqrt(part.var() / repeats + whole.var() / 10)
         assert abs(part.mean() - whole.mean()) < 4 * error, strata
         assert error < 0.1 * whole.mean(), strata

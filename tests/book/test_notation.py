@@ -31,7 +31,16 @@ def notation_rows():
 
 
 # Where the mathematics is, and what it is asked to do.
-MATHEMATICS = ("schedules", "prediction", "sampling", "ddpm", "likelihood", "ddim", "guidance", "exact")
+MATHEMATICS = (
+    "schedules",
+    "prediction",
+    "sampling",
+    "ddpm",
+    "likelihood",
+    "ddim",
+    "guidance",
+    "exact",
+)
 # Arguments that are no symbols of the mathematics: who draws, what is checked, how wide a layer is.
 STRUCTURAL = {
     "self",
@@ -64,7 +73,11 @@ def imported(module):
 def own(module, kind):
     """The public classes or functions (`kind`: inspect.isclass, inspect.isfunction) that a module defines: [(name, it), ...]."""
     found = inspect.getmembers(imported(module), kind)
-    return [(name, value) for name, value in found if not name.startswith("_") and value.__module__ == imported(module).__name__]
+    return [
+        (name, value)
+        for name, value in found
+        if not name.startswith("_") and value.__module__ == imported(module).__name__
+    ]
 
 
 def package_names():
@@ -80,8 +93,16 @@ def package_names():
         functions += [function for _, function in own(module, inspect.isfunction)]
         for _, value in own(module, inspect.isclass):
             methods = inspect.getmembers(value, inspect.isfunction)
-            functions += [f for name, f in methods if not name.startswith("_") and f.__module__ == value.__module__]
-    return names, attributes, {name for function in functions for name in inspect.signature(function).parameters}
+            functions += [
+                f
+                for name, f in methods
+                if not name.startswith("_") and f.__module__ == value.__module__
+            ]
+    return (
+        names,
+        attributes,
+        {name for function in functions for name in inspect.signature(function).parameters},
+    )
 
 
 def test_our_names_in_the_notation_exist():
@@ -99,7 +120,9 @@ def test_our_names_in_the_notation_exist():
 
 def test_the_notation_holds_every_argument_of_the_mathematics():
     listed = {name for _, _, ours, _ in notation_rows() for name in ours}
-    functions = [function for module in MATHEMATICS for _, function in own(module, inspect.isfunction)]
+    functions = [
+        function for module in MATHEMATICS for _, function in own(module, inspect.isfunction)
+    ]
     arguments = {name for function in functions for name in inspect.signature(function).parameters}
     # `beta_max` and cosine_betas' own offset `s` are explained on its page
     missing = arguments - listed - STRUCTURAL - {"beta_max"}
@@ -132,7 +155,9 @@ def test_the_notation_holds_the_contract():
     _, attributes, _ = package_names()
     for module_name, names in contract.items():
         for name in names:
-            assert name in attributes or hasattr(imported(module_name), name), f"the package lost {name}"
+            assert name in attributes or hasattr(imported(module_name), name), (
+                f"the package lost {name}"
+            )
             assert name in listed, f"the notation page lacks {name}"
 
 

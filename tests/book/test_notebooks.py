@@ -85,7 +85,11 @@ def first_line(cell):
 def run_it_first(path):
     """The first cell that a reader sees under the heading "Run it first"."""
     cells = read(path).cells
-    start = next(i for i, cell in enumerate(cells) if re.search(r"^## Run it first$", cell.source, re.MULTILINE))
+    start = next(
+        i
+        for i, cell in enumerate(cells)
+        if re.search(r"^## Run it first$", cell.source, re.MULTILINE)
+    )
     folded = {"remove-cell", "hide-cell", "hide-input"}
     return next(
         cell
@@ -147,7 +151,9 @@ def test_stored_outputs_are_current(path):
     assert stale.reasons(read(path), digests()) == [], "`make execute`"
 
 
-@pytest.mark.parametrize("path", filter(reached, CHAPTERS), ids=name)  # one without a record is stale
+@pytest.mark.parametrize(
+    "path", filter(reached, CHAPTERS), ids=name
+)  # one without a record is stale
 def test_record_holds_what_the_chapter_names(path):
     """What its cells import and load by name; and the schedules and the checks, which every chapter needs."""
     code = "\n".join(cell.source for cell in code_cells(path))
@@ -155,7 +161,9 @@ def test_record_holds_what_the_chapter_names(path):
 
 
 def test_not_every_chapter_reaches_the_classifier():
-    judged = {name(path) for path in CHAPTERS if any("classifier" in file for file in reached(path))}
+    judged = {
+        name(path) for path in CHAPTERS if any("classifier" in file for file in reached(path))
+    }
     assert not judged & {"1-intuition/forward-process", "reference/gaussian-toolbox"}
 
 
@@ -187,7 +195,9 @@ def test_begins_with_title_and_colab_link_and_set_up(path):
         f"expected a link [Open in Colab]({address.colab_link(path)})"
     )
     allowed = [address.colab_cell(), address.colab_cell("[compare]")]
-    assert code_cells(path)[0].source.replace("# @title", "#@title") in allowed, f"the first code cell must read\n\n{allowed[0]}"
+    assert code_cells(path)[0].source.replace("# @title", "#@title") in allowed, (
+        f"the first code cell must read\n\n{allowed[0]}"
+    )
     assert "remove-cell" in code_cells(path)[0].metadata.get("tags", []), (
         "the site does not show the set-up cell: tag remove-cell"
     )
@@ -307,7 +317,11 @@ def keeps(value, bound):
         return value == 0
     kind, limit = bound.rsplit(" ", 1)
     limit = float(limit) * (1 + 1e-5)  # written with six digits
-    return {"within": abs(value) <= limit, "at most": value <= limit, "at least": value >= limit * (1 - 2e-5)}[kind]
+    return {
+        "within": abs(value) <= limit,
+        "at most": value <= limit,
+        "at least": value >= limit * (1 - 2e-5),
+    }[kind]
 
 
 @each_chapter
@@ -315,7 +329,9 @@ def test_run_is_recorded(path):
     record = json.loads(layout.run_file(path).read_text(encoding="utf8"))
     assert record["chapter"] == name(path)
     assert record["seconds"] <= 120, f"{record['seconds']} s; a chapter takes at most two minutes"
-    assert record["versions"].items() <= PINNED.items(), "run with other versions than those of constraints.txt"
+    assert record["versions"].items() <= PINNED.items(), (
+        "run with other versions than those of constraints.txt"
+    )
     for check in record["checks"]:
         assert keeps(check["measured"], check["bound"]), check
 
@@ -342,7 +358,11 @@ def test_has_the_shape_of_a_chapter(path):
     )
 
     first = run_it_first(path)
-    lines = [line for line in first.source.splitlines() if line.strip() and not line.strip().startswith("#")]
+    lines = [
+        line
+        for line in first.source.splitlines()
+        if line.strip() and not line.strip().startswith("#")
+    ]
     assert len(lines) <= 10, (
         f"{len(lines)} lines to run first: put what is not needed there into a folded cell before"
     )
@@ -358,7 +378,9 @@ def test_has_the_shape_of_a_chapter(path):
 def test_a_check_that_is_shown_to_fail_names_no_equation(path):
     """It proves nothing, so the ledger and the injected bugs take no notice of it."""
     for cell in code_cells(path):
-        for _, block in re.findall(r"^( *)with caught\(.*\):\n((?:\1 +.*\n?)+)", cell.source, re.MULTILINE):
+        for _, block in re.findall(
+            r"^( *)with caught\(.*\):\n((?:\1 +.*\n?)+)", cell.source, re.MULTILINE
+        ):
             assert "equation=" not in block, first_line(cell)
 
 
@@ -372,6 +394,10 @@ def test_the_skeleton_of_a_chapter(tmp_path):
     nb = nbformat.read(target, as_version=4)
     nbformat.validate(nb)
     assert nb.cells[0].source.startswith(f"# {title}\n")
-    assert address.colab_link(file) in nb.cells[0].source.replace(str(target), file.relative_to(layout.ROOT).as_posix())
+    assert address.colab_link(file) in nb.cells[0].source.replace(
+        str(target), file.relative_to(layout.ROOT).as_posix()
+    )
     assert nb.cells[1].source == address.colab_cell()
-    assert subprocess.run(command, cwd=layout.ROOT, capture_output=True).returncode != 0, "what is there is left alone"
+    assert subprocess.run(command, cwd=layout.ROOT, capture_output=True).returncode != 0, (
+        "what is there is left alone"
+    )

@@ -24,10 +24,14 @@ def test_symptom_cases_are_complete():
 
 def test_the_landing_page_is_drawn_by_the_shipped_weights():
     record = json.loads((layout.BOOK / "_data" / "hero.json").read_text(encoding="utf8"))
-    card = json.loads((layout.PACKAGE / "weights" / f"{record['weights']}.json").read_text(encoding="utf8"))
+    card = json.loads(
+        (layout.PACKAGE / "weights" / f"{record['weights']}.json").read_text(encoding="utf8")
+    )
     picture = (layout.BOOK / "_static" / "hero.gif").read_bytes()
     assert record["weights_sha256"] == card["sha256"], "other weights are shipped now: `make hero`"
-    assert record["picture_sha256"] == hashlib.sha256(picture).hexdigest(), "not the picture that was drawn: `make hero`"
+    assert record["picture_sha256"] == hashlib.sha256(picture).hexdigest(), (
+        "not the picture that was drawn: `make hero`"
+    )
 
 
 def test_every_resource_says_what_to_read_and_what_goes_with_it():
@@ -35,7 +39,9 @@ def test_every_resource_says_what_to_read_and_what_goes_with_it():
     entries = re.findall(r"^(\S.*)\n: ((?:.+\n?)+)", text, re.MULTILINE)
     assert len(entries) >= 13
     for title, about in entries:
-        assert re.search(r"\*\*(read|watch)\*\*", about, re.IGNORECASE), f"{title}: nothing to read or watch"
+        assert re.search(r"\*\*(read|watch)\*\*", about, re.IGNORECASE), (
+            f"{title}: nothing to read or watch"
+        )
         assert "**Goes with** " in about, f"{title}: no chapter goes with it"
 
 
@@ -87,7 +93,11 @@ def test_references_hold_every_preprint_that_a_page_links_to():
             text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
         for number in re.findall(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})", text):
             linked.setdefault(number, path.name)
-    missing = {number: name for number, name in linked.items() if f"arxiv.org/abs/{number}}}" not in bibliography}
+    missing = {
+        number: name
+        for number, name in linked.items()
+        if f"arxiv.org/abs/{number}}}" not in bibliography
+    }
     assert linked and not missing, f"add to book/references.bib: {missing}"
 
 
@@ -98,9 +108,15 @@ def test_every_module_has_its_page():
         pages.setdefault(module.split("/")[0], []).append(module)
     folder = "book/reference/api/"
     listed = {e.removeprefix(folder) for e in layout.toc_entries() if e.startswith(folder)}
-    assert listed - {"index"} == set(pages), "book/reference/api/NAME.md, with a line in _toc.yml, for every room and module"
+    assert listed - {"index"} == set(pages), (
+        "book/reference/api/NAME.md, with a line in _toc.yml, for every room and module"
+    )
     table = (layout.ROOT / folder / "index.md").read_text(encoding="utf8")
-    assert [page for page in pages if f"[`{page}`]({page}.md)" not in table] == [], "a row in api/index.md is missing"
+    assert [page for page in pages if f"[`{page}`]({page}.md)" not in table] == [], (
+        "a row in api/index.md is missing"
+    )
     for page, modules in pages.items():
         text = (layout.ROOT / folder / f"{page}.md").read_text(encoding="utf8")
-        assert set(re.findall(r"^```\{package-api\} (\S+)$", text, re.MULTILINE)) == set(modules), page
+        assert set(re.findall(r"^```\{package-api\} (\S+)$", text, re.MULTILINE)) == set(modules), (
+            page
+        )

@@ -9,5 +9,21 @@ from diffusion_core.__main__ import main
 def run(tmp_path_factory):
     """A run of a few steps on the digits."""
     folder = tmp_path_factory.mktemp("runs")
-    assert main(["train", "digits", "--steps", "6", "--batch-size", "8", "--runs", str(folder), "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "digits",
+                "--steps",
+                "6",
+                "--batch-size",
+                "8",
+                "--runs",
+                str(folder),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     return folder

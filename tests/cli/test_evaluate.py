@@ -27,15 +27,30 @@ def test_evaluate_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     model = tiny(classes=10)
     save_net(model.net, "tiny", {"schedule": "linear", "data": {"name": "digits"}}, tmp_path)
     judge = Classifier(width=8).eval()
-    fake = (judge, {"test": Moments(torch.zeros(64), torch.eye(64), 2)}, {"sha256": "0", "data": {"name": "digits"}})
+    fake = (
+        judge,
+        {"test": Moments(torch.zeros(64), torch.eye(64), 2)},
+        {"sha256": "0", "data": {"name": "digits"}},
+    )
     monkeypatch.setattr(command, "load_classifier", lambda: fake)
     calls = []
     evaluate_seed = samples.evaluate_seed
-    monkeypatch.setattr(samples, "evaluate_seed", lambda *a: calls.append(a[2]) or evaluate_seed(*a))
+    monkeypatch.setattr(
+        samples, "evaluate_seed", lambda *a: calls.append(a[2]) or evaluate_seed(*a)
+    )
     monkeypatch.setattr(samples, "estimate_bound", functools.partial(estimate_bound, strata=3))
 
     def call(seeds, out):
-        arguments = ["evaluate", "tiny", "--weights", str(tmp_path), "--samples", "30", "--steps", "2"]
+        arguments = [
+            "evaluate",
+            "tiny",
+            "--weights",
+            str(tmp_path),
+            "--samples",
+            "30",
+            "--steps",
+            "2",
+        ]
         assert main([*arguments, "--seeds", str(seeds), "--out", str(out)]) == 0
         return json.loads(out.read_text())
 
@@ -44,17 +59,23 @@ def test_evaluate_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     whole = call(2, tmp_path / "b.json")
     assert calls == [0, 1, 0, 1]
     for row, same in zip(second["seeds"], whole["seeds"], strict=True):
-        assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in same.items() if k != "seconds"}
+        assert {k: v for k, v in row.items() if k != "seconds"} == {
+            k: v for k, v in same.items() if k != "seconds"
+        }
     assert first["seeds"][0] == second["seeds"][0]
     assert second["summary"]["frechet"]["n"] == 2
     assert second["summary"]["frechet"]["mean"] > second["summary"]["frechet_floor"]["mean"] > 0
     assert second["settings"]["samples"] == 30
     assert second["command"].endswith("evaluate tiny --samples 30 --seeds 2 --steps 2")
     assert "frechet" in capsys.readouterr().out
-    assert load_pretrained("tiny", tmp_path).card["metrics"]["frechet"] == whole["summary"]["frechet"]
+    assert (
+        load_pretrained("tiny", tmp_path).card["metrics"]["frechet"] == whole["summary"]["frechet"]
+    )
     assert first["summary"]["frechet"]["std"] is None, "one value has no spread, and NaN is no JSON"
     row = whole["seeds"][0]
-    assert row["agreement"] == sum(a == b for a, b in zip(*row["labels"].values(), strict=True)) / 30
+    assert (
+        row["agreement"] == sum(a == b for a, b in zip(*row["labels"].values(), strict=True)) / 30
+    )
     data = load_images("digits", "train")
     found = row["neighbours"][0]
     assert base64.b64decode(found["pixels"]) == data.pixels[found["index"]].numpy().tobytes()
@@ -65,7 +86,10 @@ def test_evaluate_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert "is no table of evaluate, or damaged" in capsys.readouterr().err
     other = tmp_path / "other.json"
     for changed, message in (
-        (whole | {"settings": whole["settings"] | {"steps": 3}}, "holds another evaluation (steps: 3 there, 2 here"),
+        (
+            whole | {"settings": whole["settings"] | {"steps": 3}},
+            "holds another evaluation (steps: 3 there, 2 here",
+        ),
         (whole | {"data": whole["data"] | {"sha256": "0"}}, "holds another evaluation (data: "),
         ([1, 2], "is no table of evaluate"),
     ):
@@ -79,12 +103,20 @@ def test_evaluate_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert "is no table of evaluate, or damaged" in capsys.readouterr().err
 
 
-
 def test_a_judge_of_other_data_is_refused(run, tmp_path, capsys):
-    arguments = ["evaluate", "digits", "--weights", str(run / "digits"), "--out", str(tmp_path / "a.json")]
+    arguments = [
+        "evaluate",
+        "digits",
+        "--weights",
+        str(run / "digits"),
+        "--out",
+        str(tmp_path / "a.json"),
+    ]
     assert main(arguments) == 2
-    assert "was trained on 'digits', but the classifier that judges it on 'mnist'" in capsys.readouterr().err
-
+    assert (
+        "was trained on 'digits', but the classifier that judges it on 'mnist'"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,7 +143,9 @@ def stored(tmp_path, monkeypatch):
     to paint."""
     table = json.loads((WEIGHTS / "mnist_evaluation.json").read_text())
     few = load_images("digits", "test")
-    many = few._replace(pixels=few.pixels[:1].expand(2000, 1, 8, 8), labels=few.labels[:1].expand(2000))
+    many = few._replace(
+        pixels=few.pixels[:1].expand(2000, 1, 8, 8), labels=few.labels[:1].expand(2000)
+    )
 
     def never(*arguments):
         raise AssertionError("a seed was painted")
@@ -136,7 +170,10 @@ def test_a_stored_table_is_recognised(stored, capsys):
 @pytest.mark.parametrize("options", [["--sampler", "ddim"], ["--guidance", "1"], ["--steps", "20"]])
 def test_a_table_of_another_sampler_is_not_taken_for_this_one(options, stored, capsys):
     assert main(["evaluate", "mnist", "--samples", "2000", "--out", str(stored), *options]) == 2
-    assert f"holds another evaluation ({'steps' if '20' in options else 'sampler'}: " in capsys.readouterr().err
+    assert (
+        f"holds another evaluation ({'steps' if '20' in options else 'sampler'}: "
+        in capsys.readouterr().err
+    )
 
 
 def test_the_sampler_in_words():
@@ -149,7 +186,9 @@ def test_the_sampler_in_words():
 
 
 @pytest.mark.parametrize("wrong", ["file", "not writable", "card"])
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(wrong, tmp_path, monkeypatch, capsys):
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    wrong, tmp_path, monkeypatch, capsys
+):
     def never(*arguments, **named):
         raise AssertionError("it was loaded first")
 
@@ -162,7 +201,14 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(wrong, tmp_pa
         monkeypatch.setattr(os, "access", lambda path, mode: path != place)
     arguments = ["evaluate", "mnist", "--out", str(place / "a.json")]
     if wrong == "card":
-        arguments = ["evaluate", "mnist", "--out", str(tmp_path / "a.json"), "--weights", str(place)]
+        arguments = [
+            "evaluate",
+            "mnist",
+            "--out",
+            str(tmp_path / "a.json"),
+            "--weights",
+            str(place),
+        ]
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {'--weights' if wrong == 'card' else '--out'} {place}: ")
@@ -173,5 +219,10 @@ def test_ctrl_c_says_how_many_seeds_are_kept(stored, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(samples, "evaluate_seed", stopped)
-    assert main(["evaluate", "mnist", "--samples", "2000", "--seeds", "5", "--out", str(stored)]) == 130
-    assert capsys.readouterr().err == "stopped: 3 of 5 seeds are finished; the same command goes on\n"
+    assert (
+        main(["evaluate", "mnist", "--samples", "2000", "--seeds", "5", "--out", str(stored)])
+        == 130
+    )
+    assert (
+        capsys.readouterr().err == "stopped: 3 of 5 seeds are finished; the same command goes on\n"
+    )

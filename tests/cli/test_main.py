@@ -30,9 +30,15 @@ DDIM = ["--sampler", "ddim"]
         (["sample", "mnist", "--labels", "0-12"], "knows the labels 0-9"),
         (["sample", "mnist", "--labels", "0-99999999999999"], "knows the labels 0-9"),
         (["sample", "mnist", "--labels", "x"], "cannot be read; write 0-9"),
-        (["sample", "mnist", "--steps", "1001"], "--steps = 1001 is more than the 1000 of the whole chain"),
+        (
+            ["sample", "mnist", "--steps", "1001"],
+            "--steps = 1001 is more than the 1000 of the whole chain",
+        ),
         (["sample", "mnist", "--steps", "0"], "--steps = 0 must be at least 1"),
-        (["evaluate", "mnist", "--steps", "1001"], "--steps = 1001 is more than the 1000 of the whole chain"),
+        (
+            ["evaluate", "mnist", "--steps", "1001"],
+            "--steps = 1001 is more than the 1000 of the whole chain",
+        ),
         (["evaluate", "nothing"], "no weights named 'nothing'"),
         (["sample", "mnist", "--each", "0"], "--each = 0 must be at least 1"),
         (["sample", "mnist", "--device", "banana"], "device = 'banana' is not available"),
@@ -69,7 +75,10 @@ DDIM = ["--sampler", "ddim"]
                 (["--guidance", "-inf"], "guidance_scale = -inf must be a finite number"),
             )
         ),
-        (["sample", "mnist", "--labels", "none", "--guidance", "2"], "guidance_scale = 2.0 needs labels"),
+        (
+            ["sample", "mnist", "--labels", "none", "--guidance", "2"],
+            "guidance_scale = 2.0 needs labels",
+        ),
     ],
 )
 def test_errors_are_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
@@ -92,9 +101,13 @@ def test_errors_are_one_line_and_status_2(arguments, message, capsys, tmp_path, 
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is one")
-@pytest.mark.parametrize("command", [["train", "digits"], ["sample", "mnist"], ["evaluate", "mnist"]])
+@pytest.mark.parametrize(
+    "command", [["train", "digits"], ["sample", "mnist"], ["evaluate", "mnist"]]
+)
 @pytest.mark.parametrize("device", ["mps", "cuda:99", "meta", "xla", "hpu", ""])
-def test_a_device_that_is_not_there_is_one_short_line(command, device, capsys, tmp_path, monkeypatch):
+def test_a_device_that_is_not_there_is_one_short_line(
+    command, device, capsys, tmp_path, monkeypatch
+):
     """PyTorch says it on a page, and of "meta" only when a number is read."""
     monkeypatch.chdir(tmp_path)
     assert main([*command, "--device", device]) == 2
@@ -108,7 +121,12 @@ def test_a_network_without_labels_has_none_to_be_guided_by(tmp_path, capsys):
     from diffusion_core.pretrained import save_net
     from tests.conftest import tiny
 
-    save_net(tiny(classes=None).net, "plain", {"schedule": "linear", "data": {"name": "digits"}}, tmp_path)
+    save_net(
+        tiny(classes=None).net,
+        "plain",
+        {"schedule": "linear", "data": {"name": "digits"}},
+        tmp_path,
+    )
     out = ["--weights", str(tmp_path), "--out", str(tmp_path / "a.png"), "--steps", "2"]
     assert main(["sample", "plain", *out, "--guidance", "2"]) == 2
     assert "this network was trained without labels" in capsys.readouterr().err

@@ -16,12 +16,20 @@ from diffusion_core.data import to_uint8
 
 def test_sample_saves_a_grid_and_says_where(run, tmp_path, capsys):
     out = tmp_path / "new" / "grid.png"
-    arguments = ["sample", "digits", "--weights", str(run / "digits"), "--steps", "3", "--out", str(out)]
+    arguments = [
+        "sample",
+        "digits",
+        "--weights",
+        str(run / "digits"),
+        "--steps",
+        "3",
+        "--out",
+        str(out),
+    ]
     assert main([*arguments, "--labels", "0-2,7", "--each", "2"]) == 0
     assert capsys.readouterr().out.strip() == f"8 images: {out}"
     with Image.open(out) as image:
         assert image.size == (4 * 8 * 4, 2 * 8 * 4)
-
 
 
 @pytest.mark.parametrize(
@@ -30,7 +38,6 @@ def test_sample_saves_a_grid_and_says_where(run, tmp_path, capsys):
 )
 def test_labels(text, labels):
     assert parse_labels(text, 10).tolist() == labels
-
 
 
 def test_no_labels():
@@ -56,10 +63,33 @@ def test_the_grid_has_a_column_for_each_label(channels):
 
 def test_the_options_reach_the_sampler(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(command, "generate", lambda *a, **k: calls.append((a[2:], k)) or torch.zeros(a[2], 1, 28, 28))
+    monkeypatch.setattr(
+        command,
+        "generate",
+        lambda *a, **k: calls.append((a[2:], k)) or torch.zeros(a[2], 1, 28, 28),
+    )
     out = ["--out", str(tmp_path / "a.png")]
     assert main(["sample", "mnist", *out]) == 0
-    assert main(["sample", "mnist", *out, "--sampler", "ddim", "--eta", "0.5", "--guidance", "3", "--steps", "7", "--seed", "4"]) == 0
+    assert (
+        main(
+            [
+                "sample",
+                "mnist",
+                *out,
+                "--sampler",
+                "ddim",
+                "--eta",
+                "0.5",
+                "--guidance",
+                "3",
+                "--steps",
+                "7",
+                "--seed",
+                "4",
+            ]
+        )
+        == 0
+    )
     assert calls == [
         ((10, 100, 0, "cpu"), {"sampler": "ddpm", "eta": None, "guidance_scale": None}),
         ((10, 7, 4, "cpu"), {"sampler": "ddim", "eta": 0.5, "guidance_scale": 3.0}),
@@ -69,11 +99,31 @@ def test_the_options_reach_the_sampler(tmp_path, monkeypatch):
 def test_ddim_with_guidance_draws_another_picture(run, tmp_path):
     def picture(*options):
         out = tmp_path / "a.png"
-        assert main(["sample", "digits", "--weights", str(run / "digits"), "--steps", "2", "--out", str(out), *options]) == 0
+        assert (
+            main(
+                [
+                    "sample",
+                    "digits",
+                    "--weights",
+                    str(run / "digits"),
+                    "--steps",
+                    "2",
+                    "--out",
+                    str(out),
+                    *options,
+                ]
+            )
+            == 0
+        )
         return out.read_bytes()
 
     ddim = ["--sampler", "ddim"]
-    pictures = [picture(), picture(*ddim), picture(*ddim, "--eta", "0.5"), picture(*ddim, "--guidance", "9")]
+    pictures = [
+        picture(),
+        picture(*ddim),
+        picture(*ddim, "--eta", "0.5"),
+        picture(*ddim, "--guidance", "9"),
+    ]
     assert len(set(pictures)) == 4
     assert picture(*ddim, "--eta", "0") == pictures[1]
     assert picture(*ddim, "--guidance", "1") == pictures[1]
@@ -89,7 +139,9 @@ def test_what_can_be_written_is_written(suffix, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", ["file", "not writable"])
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(wrong, tmp_path, monkeypatch, capsys):
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    wrong, tmp_path, monkeypatch, capsys
+):
     def never(*arguments, **named):
         raise AssertionError("it was painted first")
 
@@ -110,5 +162,8 @@ def test_a_run_that_was_stopped_is_to_be_resumed(run, tmp_path, capsys):
     said = capsys.readouterr().err
     assert f"{tmp_path} holds a run at step 6, but no weights" in said
     assert "--resume" in said
-    assert main(["evaluate", "digits", "--weights", str(tmp_path), "--out", str(tmp_path / "a.json")]) == 2
+    assert (
+        main(["evaluate", "digits", "--weights", str(tmp_path), "--out", str(tmp_path / "a.json")])
+        == 2
+    )
     assert "--resume" in capsys.readouterr().err

@@ -20,7 +20,10 @@ from diffusion_core.training import RECIPES
 def test_train_writes_weights_and_a_card_that_says_everything(run, capsys):
     model = load_pretrained("digits", run / "digits")
     card = model.card
-    assert card["command"] == "python -m diffusion_core train digits --steps 6 --batch-size 8 --device cpu"
+    assert (
+        card["command"]
+        == "python -m diffusion_core train digits --steps 6 --batch-size 8 --device cpu"
+    )
     assert card["config"]["precision"] == "fp32", "never auto: a card says what was done"
     assert card["steps"] == 6
     assert card["config"]["batch_size"] == 8
@@ -33,14 +36,23 @@ def test_train_writes_weights_and_a_card_that_says_everything(run, capsys):
         assert card[key] not in (None, "")
 
 
-
 def test_train_does_not_overwrite_a_run(run, capsys):
-    arguments = ["train", "digits", "--steps", "6", "--batch-size", "8", "--runs", str(run), "--device", "cpu"]
+    arguments = [
+        "train",
+        "digits",
+        "--steps",
+        "6",
+        "--batch-size",
+        "8",
+        "--runs",
+        str(run),
+        "--device",
+        "cpu",
+    ]
     assert main(arguments) == 2
     assert "--resume" in capsys.readouterr().err
     assert main([*arguments, "--resume"]) == 0
     assert "weights and card:" in capsys.readouterr().out.strip().split("\n")[-1]
-
 
 
 def test_weights_are_stored_as_the_recipe_says(tmp_path, monkeypatch):
@@ -51,7 +63,6 @@ def test_weights_are_stored_as_the_recipe_says(tmp_path, monkeypatch):
     stored, _ = read_safetensors(tmp_path / "digits" / "digits.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
     assert load_pretrained("digits", tmp_path / "digits").card["net"]["stored_as"] == "float16"
-
 
 
 def test_missing_data_says_where_it_was_looked_for(tmp_path, monkeypatch, capsys):
@@ -67,14 +78,12 @@ def test_missing_data_says_where_it_was_looked_for(tmp_path, monkeypatch, capsys
     assert "DIFFUSION_DATA" in said
 
 
-
 def test_a_finished_classifier_of_another_seed_is_not_taken_for_this_one(tmp_path, capsys):
     (tmp_path / "mnist_classifier.json").write_text('{"seed": 0}', encoding="utf8")
     assert main(["train", "mnist_classifier", "--out", str(tmp_path)]) == 0
     assert "already trained" in capsys.readouterr().out
     assert main(["train", "mnist_classifier", "--out", str(tmp_path), "--seed", "5"]) == 2
     assert "was trained with seed = 0, not 5; choose another --out" in capsys.readouterr().err
-
 
 
 def test_a_damaged_checkpoint_is_named(run, tmp_path, capsys):
@@ -85,13 +94,24 @@ def test_a_damaged_checkpoint_is_named(run, tmp_path, capsys):
     assert "truncated or not a safetensors file" in capsys.readouterr().err
 
 
-
 def test_a_finished_run_keeps_its_card(run, capsys):
     """Its day and its machine are those of the training, not of the second call."""
     path = run / "digits" / "digits.json"
     card = json.loads(path.read_text()) | {"hardware": "elsewhere"}
     path.write_text(json.dumps(card))
-    arguments = ["train", "digits", "--steps", "6", "--batch-size", "8", "--runs", str(run), "--device", "cpu", "--resume"]
+    arguments = [
+        "train",
+        "digits",
+        "--steps",
+        "6",
+        "--batch-size",
+        "8",
+        "--runs",
+        str(run),
+        "--device",
+        "cpu",
+        "--resume",
+    ]
     assert main(arguments) == 0
     assert json.loads(path.read_text())["hardware"] == "elsewhere"
 
@@ -141,14 +161,19 @@ def test_weights_that_are_there_are_not_trained_again(run, tmp_path, monkeypatch
 @pytest.mark.parametrize("text", ["[1]", "{", "7"])
 def test_a_file_that_is_no_card_is_not_overwritten(text, tmp_path, capsys):
     (tmp_path / "digits.json").write_text(text)
-    assert main(["train", "digits", *SHORT, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 2
+    assert (
+        main(["train", "digits", *SHORT, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)])
+        == 2
+    )
     assert "is in the way, and no card" in capsys.readouterr().err
     assert (tmp_path / "digits.json").read_text() == text
 
 
 @pytest.mark.parametrize("option", ["--runs", "--out"])
 @pytest.mark.parametrize("wrong", ["file", "below a file", "not writable"])
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(option, wrong, tmp_path, monkeypatch, capsys):
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    option, wrong, tmp_path, monkeypatch, capsys
+):
     place = tmp_path / "there"
     if wrong == "not writable":
         place.mkdir()
@@ -169,7 +194,24 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(option, wrong
 def test_a_run_goes_on_only_as_it_began(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "runs")
     out = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--resume"]
-    assert main(["train", "digits", "--steps", "6", "--batch-size", "8", "--device", "cpu", "--lr", "0.5", *out]) == 2
+    assert (
+        main(
+            [
+                "train",
+                "digits",
+                "--steps",
+                "6",
+                "--batch-size",
+                "8",
+                "--device",
+                "cpu",
+                "--lr",
+                "0.5",
+                *out,
+            ]
+        )
+        == 2
+    )
     said = capsys.readouterr().err
     assert "belongs to a run with another configuration (lr: 0.002 there, 0.5 here)" in said
     assert said.count("error: ") == 1
@@ -180,7 +222,10 @@ def test_there_must_be_something_to_resume(tmp_path, capsys):
     arguments = ["train", "digits", *SHORT, "--runs", str(tmp_path / "rnus"), "--resume"]
     assert main(arguments) == 2
     checkpoint = tmp_path / "rnus" / "digits" / "checkpoint.safetensors"
-    assert f"there is no {checkpoint}; to start at step 0, leave --resume out" in capsys.readouterr().err
+    assert (
+        f"there is no {checkpoint}; to start at step 0, leave --resume out"
+        in capsys.readouterr().err
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -199,7 +244,9 @@ def test_ctrl_c_says_what_is_kept(run, tmp_path, monkeypatch, capsys):
 
 
 def test_a_classifier_is_a_recipe_like_the_others(tmp_path, monkeypatch, capsys):
-    recipe = ClassifierRecipe("a judge of digits", "digits", ClassifierConfig(epochs=1, batch_size=64))
+    recipe = ClassifierRecipe(
+        "a judge of digits", "digits", ClassifierConfig(epochs=1, batch_size=64)
+    )
     monkeypatch.setitem(CLASSIFIERS, "judge", recipe)
     arguments = ["train", "judge", "--runs", str(tmp_path), "--lr", "0.001", "--batch-size", "100"]
     assert main(arguments) == 0
@@ -221,7 +268,9 @@ def test_a_classifier_is_a_recipe_like_the_others(tmp_path, monkeypatch, capsys)
 
 def test_the_shipped_classifier_is_that_of_the_recipe():
     card = load_classifier()[2]
-    assert CLASSIFIERS["mnist_classifier"].config == ClassifierConfig(epochs=card["epochs"], seed=card["seed"])
+    assert CLASSIFIERS["mnist_classifier"].config == ClassifierConfig(
+        epochs=card["epochs"], seed=card["seed"]
+    )
     assert card["data"]["name"] == CLASSIFIERS["mnist_classifier"].data
 
 

@@ -18,7 +18,9 @@ EVERY = torch.arange(256, dtype=torch.uint8)
 
 
 def test_from_uint8_is_the_linear_map():
-    assert_close(from_uint8(EVERY), (torch.arange(256).double() / 127.5 - 1).float(), rtol=0, atol=1e-6)
+    assert_close(
+        from_uint8(EVERY), (torch.arange(256).double() / 127.5 - 1).float(), rtol=0, atol=1e-6
+    )
     assert from_uint8(EVERY).dtype == torch.float32
     assert from_uint8(EVERY)[[0, 255]].tolist() == [-1.0, 1.0]
 
@@ -136,7 +138,10 @@ def test_a_folder_that_was_named_must_hold_the_data(monkeypatch, tmp_path):
     store = Store(monkeypatch, tmp_path, network=True)
     monkeypatch.setenv("DIFFUSION_DATA", str(tmp_path / "from-env"))
     store.holds = [tmp_path / "from-env", store.cache]
-    with pytest.raises(FileNotFoundError, match=r"mnist was not found in .*given: it must hold torchvision's MNIST folder"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"mnist was not found in .*given: it must hold torchvision's MNIST folder",
+    ):
         load_images("mnist", "test", tmp_path / "given")
     assert store.asked == [(tmp_path / "given", False, False)]
 
@@ -213,9 +218,13 @@ def write_mnist(folder, train=3, test=2, cut=0, labels=None):
     for part, n in (("train", train), ("t10k", test)):
         head = bytes([0, 0, 8, 3]) + b"".join(k.to_bytes(4, "big") for k in (n, 28, 28))
         body = bytes(n * 28 * 28)
-        (raw / f"{part}-images-idx3-ubyte").write_bytes((head + body)[: -cut or None] if part == "train" else head + body)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(
+            (head + body)[: -cut or None] if part == "train" else head + body
+        )
         count = labels if labels is not None and part == "train" else n
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + count.to_bytes(4, "big") + bytes(count))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            bytes([0, 0, 8, 1]) + count.to_bytes(4, "big") + bytes(count)
+        )
     return folder
 
 
@@ -226,16 +235,23 @@ def test_whole_files_are_read(tmp_path):
 
 @pytest.mark.parametrize("where", ["given", "DIFFUSION_DATA", "cache"])
 @pytest.mark.parametrize("damage", [{"cut": 1000}, {"labels": 2}, {"labels": 4}], ids=str)
-def test_half_extracted_files_and_exchanged_labels_are_damaged(damage, where, monkeypatch, tmp_path):
+def test_half_extracted_files_and_exchanged_labels_are_damaged(
+    damage, where, monkeypatch, tmp_path
+):
     """Not "not found", and no reason to ask the network."""
     monkeypatch.setattr(Path, "home", classmethod(lambda cls: tmp_path / "home"))
     monkeypatch.delenv("DIFFUSION_DATA", raising=False)
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", _never)
-    place = tmp_path / "home" / ".cache" / "diffusion_data" if where == "cache" else tmp_path / where
+    place = (
+        tmp_path / "home" / ".cache" / "diffusion_data" if where == "cache" else tmp_path / where
+    )
     if where == "DIFFUSION_DATA":
         monkeypatch.setenv("DIFFUSION_DATA", str(place))
     write_mnist(place, **damage)
-    with pytest.raises(ValueError, match=r"files of mnist in .* are damaged .*; delete .*MNIST and put or download it again") as caught:
+    with pytest.raises(
+        ValueError,
+        match=r"files of mnist in .* are damaged .*; delete .*MNIST and put or download it again",
+    ) as caught:
         load_images("mnist", "train", place if where == "given" else None)
     assert str(place) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -246,7 +262,9 @@ def test_damaged_files_of_cifar10_are_not_called_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", _never)
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"files of cifar10 in .* are damaged .*delete .*cifar-10-batches-py"):
+    with pytest.raises(
+        ValueError, match=r"files of cifar10 in .* are damaged .*delete .*cifar-10-batches-py"
+    ):
         load_images("cifar10", "train", tmp_path)
 
 
@@ -272,7 +290,10 @@ def test_a_user_without_a_home_needs_none_where_a_folder_is_given(monkeypatch, t
     with pytest.raises(FileNotFoundError, match=r"mnist was not found in .*other"):
         load_images("mnist", "train", tmp_path / "other")
     monkeypatch.setenv("DIFFUSION_DATA", str(tmp_path / "other"))
-    with pytest.raises(FileNotFoundError, match=r"not found in .*other, and in .*no home folder; set DIFFUSION_DATA"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"not found in .*other, and in .*no home folder; set DIFFUSION_DATA",
+    ):
         load_images("mnist", "train")
     monkeypatch.delenv("DIFFUSION_DATA")
     with pytest.raises(FileNotFoundError, match="this user has no home folder; set DIFFUSION_DATA"):

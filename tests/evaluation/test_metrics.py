@@ -54,7 +54,12 @@ def test_moments_of_one_feature_are_matrices_too():
 def test_moments_keep_their_digits():
     """Features far from 0, given in float32: accumulated in float64."""
     features = (1000 + normal(5000, 2)).float()
-    assert_close(moments(features).cov, torch.from_numpy(np.cov(features.double().numpy().T)), rtol=0, atol=1e-9)
+    assert_close(
+        moments(features).cov,
+        torch.from_numpy(np.cov(features.double().numpy().T)),
+        rtol=0,
+        atol=1e-9,
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (5,), (2, 3, 4)])
@@ -150,9 +155,10 @@ def test_kernel_distance_is_unbiased():
     the two distributions, however few the draws."""
     x, y = normal(3, 2), normal(3, 2, seed=1) + 1
     every = list(itertools.product(range(3), repeat=2))
-    mean = sum(
-        kernel_distance(x[list(i)], y[list(j)]) for i, j in itertools.product(every, every)
-    ) / len(every) ** 2
+    mean = (
+        sum(kernel_distance(x[list(i)], y[list(j)]) for i, j in itertools.product(every, every))
+        / len(every) ** 2
+    )
     k = lambda u, v: ((u @ v.T / 2 + 1) ** 3).mean()
     population = (k(x, x) + k(y, y) - 2 * k(x, y)).item()
     assert mean == pytest.approx(population, rel=1e-10)
@@ -188,7 +194,10 @@ def test_nearest_neighbours_by_brute_force():
 
 
 def test_a_copy_is_found():
-    data = torch.randint(0, 256, (300, 1, 28, 28), generator=torch.Generator().manual_seed(3)) / 127.5 - 1
+    data = (
+        torch.randint(0, 256, (300, 1, 28, 28), generator=torch.Generator().manual_seed(3)) / 127.5
+        - 1
+    )
     distance, index = nearest_neighbours(data[::3], data)
     assert index.tolist() == list(range(0, 300, 3))
     assert distance.max() == 0

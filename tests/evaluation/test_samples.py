@@ -15,4 +15,6 @@ def test_the_seeds_are_compared_with_other_test_images():
         assert all(len(part) == n for part in parts)
         assert all(a.isdisjoint(b) for a, b in itertools.combinations(parts, 2))
     everything = samples._part(images, 9, 205)
-    assert everything.labels.tolist() == [i % 2000 for i in range(1845, 2050)], "it starts again at the end"
+    assert everything.labels.tolist() == [i % 2000 for i in range(1845, 2050)], (
+        "it starts again at the end"
+    )

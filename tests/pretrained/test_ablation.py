@@ -66,7 +66,9 @@ def test_what_is_missing_is_missing():
     block = next(m for m in made("no residual").modules() if isinstance(m, ResidualBlock))
     x, emb = normal(2, 16, 8, 8).float(), normal(2, 128).float()
     nn.init.zeros_(block.conv2.weight)
-    assert_close(block(x, emb), block.conv2.bias[None, :, None, None].expand(2, 16, 8, 8), rtol=0, atol=1e-6)
+    assert_close(
+        block(x, emb), block.conv2.bias[None, :, None, None].expand(2, 16, 8, 8), rtol=0, atol=1e-6
+    )
 
 
 def test_the_stored_table_is_of_todays_settings_and_the_summary_of_its_runs():

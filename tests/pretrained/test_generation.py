@@ -31,7 +31,9 @@ def test_no_two_seeds_share_an_image():
     """The seeds of an evaluation would be no repetitions: with one label, images that started from
     the same noise are the same."""
     model = tiny()
-    sets = [generate(model, torch.zeros(4, dtype=torch.long), 4, 2, seed, "cpu") for seed in range(4)]
+    sets = [
+        generate(model, torch.zeros(4, dtype=torch.long), 4, 2, seed, "cpu") for seed in range(4)
+    ]
     for a, b in itertools.combinations(torch.cat(sets), 2):
         assert (a - b).abs().max() > 0.1
 
@@ -48,18 +50,34 @@ def test_the_sampler_is_the_one_that_was_asked_for(sampler, eta, scale):
     found = generate(model, y, 2, 5, 3, "cpu", sampler=sampler, eta=eta, guidance_scale=scale)
     generators = [torch.Generator().manual_seed(3_000_000 + i) for i in range(2)]
     x_T = torch.stack([torch.randn(1, 8, 8, generator=g) for g in generators])
-    guided = condition(model.net, y) if scale is None else classifier_free_guidance(model.net, y, 3, scale)
+    guided = (
+        condition(model.net, y)
+        if scale is None
+        else classifier_free_guidance(model.net, y, 3, scale)
+    )
     eps_model, times = clip_x0(guided, model.schedule), timesteps(1000, 5)
     if sampler == "ddpm":
         steps = ddpm_sample(eps_model, x_T, times, model.schedule, generator=generators)
     else:
-        steps = ddim_sample(eps_model, x_T, times, model.schedule, eta=eta or 0.0, generator=generators)
+        steps = ddim_sample(
+            eps_model, x_T, times, model.schedule, eta=eta or 0.0, generator=generators
+        )
     assert torch.equal(found, last(steps))
 
 
-@pytest.mark.parametrize("y", [torch.tensor([0, 1]), torch.tensor([0, 1, 2, 0]), torch.zeros(3), torch.zeros(3, 1, dtype=torch.long)])
+@pytest.mark.parametrize(
+    "y",
+    [
+        torch.tensor([0, 1]),
+        torch.tensor([0, 1, 2, 0]),
+        torch.zeros(3),
+        torch.zeros(3, 1, dtype=torch.long),
+    ],
+)
 def test_there_is_one_label_an_image(y):
-    with pytest.raises(ValueError, match=r"labels for n = 3 images: y has shape .* expected \(3,\) and int64"):
+    with pytest.raises(
+        ValueError, match=r"labels for n = 3 images: y has shape .* expected \(3,\) and int64"
+    ):
         generate(tiny(), y, 3, 2, 0, "cpu")
 
 

@@ -81,7 +81,9 @@ def _explode():
 
 
 def test_an_unknown_name_says_what_there_is(stored):
-    with pytest.raises(FileNotFoundError, match=r"no weights named 'large'.*\['tiny'\].*train --help"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no weights named 'large'.*\['tiny'\].*train --help"
+    ):
         load_pretrained("large", stored[1])
 
 
@@ -110,7 +112,9 @@ def test_the_shipped_network_is_what_the_recipe_trains():
     assert (card["schedule"], card["data"]["name"]) == (recipe.schedule, recipe.data)
 
 
-@pytest.mark.parametrize("damage", ["text", "list", "no net", "other class", "other arguments", "other sizes"])
+@pytest.mark.parametrize(
+    "damage", ["text", "list", "no net", "other class", "other arguments", "other sizes"]
+)
 def test_a_card_that_describes_no_net_is_refused(stored, damage):
     path = stored[1] / "tiny.json"
     card = json.loads(path.read_text())
@@ -186,7 +190,9 @@ def test_a_full_disk_keeps_the_old_json(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(OSError, match=r"a\.json could not be written .*No space.*previous file is kept"):
+    with pytest.raises(
+        OSError, match=r"a\.json could not be written .*No space.*previous file is kept"
+    ):
         files.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
@@ -216,7 +222,16 @@ def test_the_shipped_mnist_model_draws_digits():
     assert x.abs().max() <= 1.001
     labels, _ = classify(load_classifier()[0], x)
     assert (labels == y).sum() >= 8
-    for key in ("command", "data", "seed", "steps", "images_per_s", "hardware", "seconds", "licence"):
+    for key in (
+        "command",
+        "data",
+        "seed",
+        "steps",
+        "images_per_s",
+        "hardware",
+        "seconds",
+        "licence",
+    ):
         assert model.card[key] not in (None, "")
 
 

@@ -33,12 +33,20 @@ def test_all_places_agree_on_the_address():
 def test_the_documented_line_changes_the_address_everywhere(tmp_path):
     root = copy_of_the_project(tmp_path)
     text = (root / "CONTRIBUTING.md").read_text(encoding="utf8")
-    line = re.search(r"## The repository's address\n.*?```bash\n(.+?)\n```", text, re.DOTALL).group(1)
-    line = line.replace("you/yours", "Somebody/a-fork").replace("you.github.io/yours", "somebody.github.io/a-fork")
+    line = re.search(r"## The repository's address\n.*?```bash\n(.+?)\n```", text, re.DOTALL).group(
+        1
+    )
+    line = line.replace("you/yours", "Somebody/a-fork").replace(
+        "you.github.io/yours", "somebody.github.io/a-fork"
+    )
     subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
     subprocess.run(["git", "add", "--all"], cwd=root, check=True)
     subprocess.run(["bash", "-euo", "pipefail", "-c", line], cwd=root, check=True)
     assert_all_agree(root, "Somebody", "a-fork")
-    assert [str(path) for path, text in text_files(root).items() if f"{OWNER}/{NAME}" in text or f"{OWNER}.github.io" in text] == []
+    assert [
+        str(path)
+        for path, text in text_files(root).items()
+        if f"{OWNER}/{NAME}" in text or f"{OWNER}.github.io" in text
+    ] == []
     for path in root.rglob("*.ipynb"):
         json.loads(path.read_text(encoding="utf8"))

@@ -46,7 +46,9 @@ def test_a_budget_counts_work_and_not_waiting():
     assert budget_seconds_of(lambda: time.sleep(0.2), "cpu") < 0.1
 
 
-@pytest.mark.parametrize(("tables", "left"), [(["overhead"], {"budget", "budget_settings"}), (["budget"], {"overhead"})])
+@pytest.mark.parametrize(
+    ("tables", "left"), [(["overhead"], {"budget", "budget_settings"}), (["budget"], {"overhead"})]
+)
 def test_a_kept_table_keeps_its_settings(tables, left):
     result = dict.fromkeys(("overhead", "budget", "budget_settings"), 1)
     forget(result, tables)
@@ -63,19 +65,32 @@ def test_spread_is_the_middle_half():
 
 
 def stored_budget():
-    return {"budget_settings": {"batch_size": 16, "samples": 250, "steps": 20, "threads": 1}, "budget": [{"seconds": 0}, {"seconds": 450}, {"seconds": 150}]}
+    return {
+        "budget_settings": {"batch_size": 16, "samples": 250, "steps": 20, "threads": 1},
+        "budget": [{"seconds": 0}, {"seconds": 450}, {"seconds": 150}],
+    }
 
 
 def test_a_stored_budget_table_goes_on_as_it_was_begun():
     arguments = build_parser().parse_args([])
     assert settle_budget(arguments, stored_budget()) == stored_budget()["budget_settings"]
-    assert (arguments.batch_size, arguments.samples, arguments.steps, arguments.threads) == (16, 250, 20, 1)
+    assert (arguments.batch_size, arguments.samples, arguments.steps, arguments.threads) == (
+        16,
+        250,
+        20,
+        1,
+    )
     assert arguments.budgets == [150, 450]
 
 
 def test_a_first_budget_table_has_the_defaults_and_what_was_asked():
     arguments = build_parser().parse_args(["--samples", "100", "--budgets", "5"])
-    assert settle_budget(arguments, {}) == {"batch_size": 64, "samples": 100, "steps": 50, "threads": 0}
+    assert settle_budget(arguments, {}) == {
+        "batch_size": 64,
+        "samples": 100,
+        "steps": 50,
+        "threads": 0,
+    }
     assert arguments.budgets == [5]
 
 

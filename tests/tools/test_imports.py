@@ -9,4 +9,8 @@ def test_every_way_to_import_counts():
 
 
 def test_an_arrow_that_a_longer_way_says_is_not_drawn():
-    assert imports.direct({("a", "b"), ("b", "c"), ("a", "c"), ("a", "d")}) == {("a", "b"), ("b", "c"), ("a", "d")}
+    assert imports.direct({("a", "b"), ("b", "c"), ("a", "c"), ("a", "d")}) == {
+        ("a", "b"),
+        ("b", "c"),
+        ("a", "d"),
+    }

@@ -62,7 +62,9 @@ def test_every_pin_can_be_installed_on_the_oldest_python_that_is_promised():
         if (canonicalize_name(found.name), found.version) in pins
     }
     assert len(needs) > 100, "too few of the pins are installed to say anything"
-    too_new = {name: need for name, need in needs.items() if not SpecifierSet(need).contains(oldest)}
+    too_new = {
+        name: need for name, need in needs.items() if not SpecifierSet(need).contains(oldest)
+    }
     assert not too_new
 
 

@@ -110,7 +110,11 @@ def test_only_tests_that_reach_a_function_are_run():
 
 def test_verdicts_fall_with_what_they_were_about():
     code, tests = verdicts.function_hashes("exact"), verdicts.tests_hash("exact")
-    found = {"exact.py, sample: a": "caught", "exact.py, sample: b": "survived", "exact.py, score: c": "caught"}
+    found = {
+        "exact.py, sample: a": "caught",
+        "exact.py, sample: b": "survived",
+        "exact.py, score: c": "caught",
+    }
     stored = {"functions": code, "tests": tests, "verdicts": found}
     assert verdicts.still_valid("exact", stored) == stored
     caught = {name: verdict for name, verdict in found.items() if verdict == "caught"}
@@ -150,7 +154,11 @@ def test_runs_side_by_side_keep_what_the_other_has_found(monkeypatch, tmp_path):
     second |= {"proofs": {"chapter: DDPM 4": {}}, "equations": {"DDPM 4": []}}
     verdicts.store(first, "exact")
     verdicts.store(second)
-    assert verdicts.load() == {"modules": first["modules"], "proofs": second["proofs"], "equations": second["equations"]}
+    assert verdicts.load() == {
+        "modules": first["modules"],
+        "proofs": second["proofs"],
+        "equations": second["equations"],
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["mutation.json"]
 
 
@@ -175,8 +183,20 @@ def test_every_equation_is_in_a_module_that_is_searched():
 
 def test_the_page_of_bugs_counts(monkeypatch):
     monkeypatch.setattr(verdicts, "function_hashes", lambda module: {"f": "now"})
-    entry = {"functions": {}, "tests": "", "verdicts": {"exact.py, f: a": "caught", "exact.py, f: b": "survived", "exact.py, f: c": "survived"}}
-    monkeypatch.setattr(verdicts, "load", lambda: {"modules": {"exact": entry, "networks/unet": entry}, "equations": {}})
+    entry = {
+        "functions": {},
+        "tests": "",
+        "verdicts": {
+            "exact.py, f: a": "caught",
+            "exact.py, f: b": "survived",
+            "exact.py, f: c": "survived",
+        },
+    }
+    monkeypatch.setattr(
+        verdicts,
+        "load",
+        lambda: {"modules": {"exact": entry, "networks/unet": entry}, "equations": {}},
+    )
     monkeypatch.setattr(verdicts, "equivalents", lambda: {"exact.py, f: c": "nothing changes"})
     text = bugs.page()
     assert "| [`exact`](api/exact.md) | 2 | 1 | 50.0% | 1 | no |" in text
@@ -192,7 +212,15 @@ def test_the_syntax_is_the_same_however_code_is_written_and_another_for_other_co
 
     assert of("f'{a[\"b\"]}'") == of('f"""{a[\'b\']}"""  # quotes')
     assert of("def f(x): return (x)") == of("def f(x):\n    return x")
-    assert len({repr(of(code)) for code in ("x", "y", "'x'", "-x", "x - 1", "x - 1.0", "None", "f(x)", "f(x=x)")}) == 9
+    assert (
+        len(
+            {
+                repr(of(code))
+                for code in ("x", "y", "'x'", "-x", "x - 1", "x - 1.0", "None", "f(x)", "f(x=x)")
+            }
+        )
+        == 9
+    )
 
 
 def test_formulas_are_changed_before_anything_else():

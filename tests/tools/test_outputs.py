@@ -203,5 +203,7 @@ def test_the_processor_is_for_the_caller_to_choose(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert environment.kernel_environment()["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    threads = {environment.kernel_environment()[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    threads = {
+        environment.kernel_environment()[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
     assert threads == {"4"}

@@ -12,7 +12,14 @@ from tools.mutation.process import in_process
 
 def chapter(tmp_path, *cells):
     """A notebook of these code cells; a cell that begins with `# given` has that tag."""
-    found = [{"cell_type": "code", "source": c, "metadata": {"tags": ["given"] * c.startswith("# given")}} for c in cells]
+    found = [
+        {
+            "cell_type": "code",
+            "source": c,
+            "metadata": {"tags": ["given"] * c.startswith("# given")},
+        }
+        for c in cells
+    ]
     path = tmp_path / "chapter.ipynb"
     path.write_text(json.dumps({"cells": found}), encoding="utf8")
     return path
@@ -43,7 +50,11 @@ def test_the_mark_of_a_proof_is_that_of_its_code_without_comments(tmp_path):
 
 
 def test_lines_of_ipython_are_left_out(tmp_path):
-    path = chapter(tmp_path, f"# given\n{CHECK}\nif True:\n    %pip install this", 'check("a", 0, within=0, equation="DDPM 4")')
+    path = chapter(
+        tmp_path,
+        f"# given\n{CHECK}\nif True:\n    %pip install this",
+        'check("a", 0, within=0, equation="DDPM 4")',
+    )
     assert proofs.of_chapter(path).run().held == {"DDPM 4"}
 
 
@@ -55,16 +66,22 @@ def test_a_check_that_is_shown_to_fail_is_no_failure_and_others_do_not_stop_thei
 
 
 def test_a_cell_that_raises_fails_its_equations(tmp_path):
-    path = chapter(tmp_path, f"# given\n{CHECK}", '1 / 0\ncheck("a", 0, within=0, equation="DDPM 4")')
+    path = chapter(
+        tmp_path, f"# given\n{CHECK}", '1 / 0\ncheck("a", 0, within=0, equation="DDPM 4")'
+    )
     (claim,) = proofs.of_chapter(path).run().failed["DDPM 4"]
     assert claim == f"{proofs.RAISED}: ZeroDivisionError('division by zero')"
 
 
-@pytest.mark.parametrize("path", [p for p in layout.chapters() if proofs.proven_by(p)], ids=layout.chapter_name)
+@pytest.mark.parametrize(
+    "path", [p for p in layout.chapters() if proofs.proven_by(p)], ids=layout.chapter_name
+)
 def test_every_cell_that_proves_an_equation_runs_alone(path):
     """After what is given, without any other cell."""
     troubles = in_process(prove_each_alone, path)
-    assert troubles == [], "tag the cells that set what is missing `given`: " + "\n".join(troubles or ["they take too long"])
+    assert troubles == [], "tag the cells that set what is missing `given`: " + "\n".join(
+        troubles or ["they take too long"]
+    )
 
 
 def prove_each_alone(path, answer):
@@ -77,7 +94,10 @@ def prove_each_alone(path, answer):
     with run:
         for source, tags in proofs.code(path):
             if keys := set(proofs.equations(source)):
-                failed, held = in_process(_one_more, run, source) or ({"the cell": ["takes too long"]}, keys)
+                failed, held = in_process(_one_more, run, source) or (
+                    {"the cell": ["takes too long"]},
+                    keys,
+                )
                 if failed or not keys <= held:
                     troubles.append(f"{source.splitlines()[0]} … {failed or sorted(keys - held)}")
             if "given" in tags:

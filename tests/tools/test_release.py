@@ -16,7 +16,10 @@ def test_the_site_is_published_after_the_tests():
     import yaml
 
     folder = layout.ROOT / ".github" / "workflows"
-    publish, tests = (yaml.safe_load((folder / name).read_text(encoding="utf8")) for name in ("publish.yml", "test.yml"))
+    publish, tests = (
+        yaml.safe_load((folder / name).read_text(encoding="utf8"))
+        for name in ("publish.yml", "test.yml")
+    )
     trigger = publish[True]["workflow_run"]  # YAML reads the key `on` as true
     assert trigger["workflows"] == [tests["name"]]
     assert trigger["branches"] == tests[True]["push"]["branches"]
@@ -40,29 +43,46 @@ def tagging():
     """The shell lines with which the workflow of the tests sets the tag that the chapters install."""
     import yaml
 
-    workflow = yaml.safe_load((layout.ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf8"))
+    workflow = yaml.safe_load(
+        (layout.ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf8")
+    )
     job = workflow["jobs"]["tag"]
     assert job["needs"] == "test" and job["permissions"] == {"contents": "write"}
     assert "refs/heads/main" in job["if"] and "push" in job["if"]
     return "\n".join(step["run"] for step in job["steps"] if "run" in step)
 
 
-@pytest.mark.skipif(not shutil.which("bash") or not shutil.which("git"), reason="needs bash and git")
+@pytest.mark.skipif(
+    not shutil.which("bash") or not shutil.which("git"), reason="needs bash and git"
+)
 def test_the_tag_that_the_chapters_install_is_set_once(tmp_path):
     script, tag = tagging(), f"v{address.version()}"
-    assert not re.search(r"\d+\.\d+", script), "the version stands in diffusion_core/__init__.py alone"
+    assert not re.search(r"\d+\.\d+", script), (
+        "the version stands in diffusion_core/__init__.py alone"
+    )
     origin, clone = tmp_path / "origin", tmp_path / "clone"
 
     def run(*command):
-        identity = {f"GIT_{who}_{what}": "nobody@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        identity = {
+            f"GIT_{who}_{what}": "nobody@example.org"
+            for who in ("AUTHOR", "COMMITTER")
+            for what in ("NAME", "EMAIL")
+        }
         env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | identity
-        done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=clone, env=env, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     subprocess.run(["git", "init", "--quiet", "--bare", origin], check=True)
     subprocess.run(["git", "clone", "--quiet", origin, clone], check=True, capture_output=True)
-    for name in ("tools/__init__.py", "tools/layout.py", "tools/address.py", "diffusion_core/__init__.py"):
+    for name in (
+        "tools/__init__.py",
+        "tools/layout.py",
+        "tools/address.py",
+        "diffusion_core/__init__.py",
+    ):
         (clone / name).parent.mkdir(exist_ok=True)
         shutil.copy(layout.ROOT / name, clone / name)
     tagged = []

@@ -30,16 +30,24 @@ def test_make_help_names_every_target():
         )
     for module in re.findall(r"-m (tools\.\w+)", makefile):
         place = layout.ROOT / module.replace(".", "/")
-        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), f"the Makefile runs {module}"
+        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), (
+            f"the Makefile runs {module}"
+        )
 
 
 def test_the_readme_says_every_command_without_make():
     makefile = (layout.ROOT / "Makefile").read_text(encoding="utf8")
     readme = (layout.ROOT / "README.md").read_text(encoding="utf8")
-    said = {name: without for name, without in re.findall(r"^\| `make (\w+)[^`]*` \| (.+?) \| ", readme, re.MULTILINE)}
+    said = {
+        name: without
+        for name, without in re.findall(r"^\| `make (\w+)[^`]*` \| (.+?) \| ", readme, re.MULTILINE)
+    }
     phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE).group(1).split()
     assert set(said) == set(phony) - {"help"}
-    recipes = {name: body for name, body in re.findall(r"^(\w+):.*##.*\n((?:\t.+\n?)*)", makefile, re.MULTILINE)}
+    recipes = {
+        name: body
+        for name, body in re.findall(r"^(\w+):.*##.*\n((?:\t.+\n?)*)", makefile, re.MULTILINE)
+    }
     for name, without in said.items():
         recipe = recipes[name].replace("$(BOOK)", "$(PY) -m tools.book").replace("$(PORT)", "8000")
         modules = re.findall(r"\$\(PY\) (-m [\w.]+)", recipe)
@@ -47,5 +55,10 @@ def test_the_readme_says_every_command_without_make():
 
 
 def test_ruff_finds_nothing():
-    found = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=layout.ROOT, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", "."],
+        cwd=layout.ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert found.returncode == 0, found.stdout[-3000:]
