@@ -20,10 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_core.commands import provenance
+from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import to_uint8
 from diffusion_core.ddim import Eta, ddim_sample
-from diffusion_core.evaluation import agreement, frechet_distance, load_classifier, moments
+from diffusion_core.evaluation import (
+    Moments,
+    agreement,
+    estimate,
+    frechet_distance,
+    load_classifier,
+    moments,
+)
 from diffusion_core.files import read_safetensors, write_json, write_safetensors
 from diffusion_core.networks import Classifier, classify
 from diffusion_core.prediction import clip_x0
@@ -54,7 +61,7 @@ class Row:
 
     def parts(self) -> list[tuple[range, Path]]:
         """The images that are painted at a time, and the file of each part."""
-        size = 50 if self.S <= 100 else 10
+        size = 50 if self.S <= 100 else 25
         return [
             (range(i, i + size), PARTS / f"{self.name}_{i}.safetensors") for i in range(0, N, size)
         ]
@@ -103,6 +110,28 @@ def part(row: Row, chosen: range, path: Path, pretrained: Pretrained, judge: Cla
     write_safetensors(path, found, {"format": "pt"})
 
 
+def floor() -> dict[str, float] | None:
+    """What N images measure that are drawn from one source, as many of each digit, against the
+    source itself. Its digits are normal, with the features' means and their common covariance of
+    the rows with eta = 1; None while there are none."""
+    paths = [path for row in ROWS if row.eta == 1.0 and row.S >= 20 for _, path in row.parts()]
+    parts = [read_safetensors(path)[0]["features"] for path in paths if path.exists()]
+    if len(parts) < 4:
+        return None
+    digit = torch.cat([torch.arange(len(p)) % 10 for p in parts])
+    features = torch.cat(parts).double()
+    means = torch.stack([features[digit == k].mean(0) for k in range(10)])
+    within = torch.cov((features - means[digit]).T)
+    between = torch.cov(means.T, correction=0)
+    source = Moments(means.mean(0), within + between, len(features))
+    root = torch.linalg.cholesky(within + 1e-6 * torch.eye(len(within)).double())
+    found = []
+    for seed in range(50):
+        z = torch.randn(N, len(root), generator=torch.Generator().manual_seed(seed)).double()
+        found.append(frechet_distance(moments(means[DIGITS] + z @ root.T), source))
+    return estimate(found)._asdict()
+
+
 def entry(row: Row, test: Any) -> dict[str, Any] | None:
     """The row of the table, or None while parts are missing."""
     paths = [path for _, path in row.parts()]
@@ -141,6 +170,7 @@ def main() -> None:
             **provenance("python -m benchmarks.ddim_table", "cpu"),
             "weights_sha256": pretrained.card["sha256"],
             "samples": N,
+            "floor": floor(),
             "sampler": "ddim_sample(eta), timesteps(1000, S), x_0 clipped to [-1, 1] unless clip is false, no guidance",
             "labels": "0 to 9 in turn",
             "rows": rows,
