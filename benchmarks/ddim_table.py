@@ -114,12 +114,12 @@ def floor() -> dict[str, float] | None:
     """What N images measure that are drawn from one source, as many of each digit, against the
     source itself. Its digits are normal, with the features' means and their common covariance of
     the rows with eta = 1; None while there are none."""
-    paths = [path for row in ROWS if row.eta == 1.0 and row.S >= 20 for _, path in row.parts()]
-    parts = [read_safetensors(path)[0]["features"] for path in paths if path.exists()]
-    if len(parts) < 4:
+    pieces = [piece for row in ROWS if row.eta == 1.0 and row.S >= 20 for piece in row.parts()]
+    there = [(chosen, path) for chosen, path in pieces if path.exists()]
+    if len(there) < 4:
         return None
-    digit = torch.cat([torch.arange(len(p)) % 10 for p in parts])
-    features = torch.cat(parts).double()
+    digit = torch.cat([DIGITS[list(chosen)] for chosen, _ in there])
+    features = torch.cat([read_safetensors(path)[0]["features"] for _, path in there]).double()
     means = torch.stack([features[digit == k].mean(0) for k in range(10)])
     within = torch.cov((features - means[digit]).T)
     between = torch.cov(means.T, correction=0)
