@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_core.commands import provenance
+from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import Images, from_uint8, load_images, to_uint8
 from diffusion_core.ddim import ddim_sample
 from diffusion_core.evaluation import (
