@@ -15,6 +15,7 @@ import argparse
 import base64
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import time
@@ -47,7 +48,8 @@ from diffusion_core.schedules import timesteps
 FILE = TABLES / "guidance_mnist.json"
 PARTS = Path(__file__).resolve().parents[1] / "runs" / "guidance_table"
 REAL = PARTS / "real.json"
-PART, BATCH, SMALL, LARGE, SHOWN = 100, 25, 500, 2_000, 10
+PART, BATCH, SHOWN = 100, 25, 10
+SIZES = (200, 500, 2_000)  # images that are measured together; distances need equal numbers
 DIGITS = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)  # of each, of 10,000 test images
 
 
@@ -58,7 +60,6 @@ class Row:
     gamma: float
     S: int
     seed: int
-    n: int = SMALL
     low: int = 0
     high: int = 1000
     rescale: float = 0.0
@@ -67,45 +68,47 @@ class Row:
 
     @property
     def name(self) -> str:
-        """All but n: a longer row goes on where a shorter one stops."""
-        values = dataclasses.asdict(self) | {"n": ""}
-        return "_".join(str(value) for value in values.values())
+        return "_".join(str(value) for value in dataclasses.astuple(self))
 
 
 SEEDS = (0, 1, 2)
-STRONG, STRONGEST, FEW = 4.0, 8.0, 200
+STRONG, STRONGEST = 4.0, 8.0
 THIRDS = ((700, 1000), (300, 700), (0, 300))
-
-
-def rows(seed: int) -> list[Row]:
-    """What is measured with every seed."""
-    return [
-        *(Row(1.0, S, seed) for S in (5, 10)),
-        *(Row(gamma, 10, seed) for gamma in (1.5, STRONG)),
-        Row(1.0, 20, seed),
-        *(Row(STRONG, 10, seed, low=low, high=high) for low, high in THIRDS),
-        *(Row(gamma, 10, seed, FEW) for gamma in (-1.0, 0.0)),
-        *(Row(gamma, 10, seed) for gamma in (STRONGEST, 2.0)),
-    ]
-
-
-ROWS = [
-    *rows(0),
-    *(Row(STRONGEST, 10, 0, FEW, clip=False, rescale=phi) for phi in (0.0, 0.7)),
-    Row(STRONGEST, 10, 0, FEW, rescale=0.7),
-    *rows(1),
-    *rows(2),
-    Row(1.0, 10, 0, precision="fp32"),
-    *(Row(gamma, 10, seed, LARGE) for seed in SEEDS for gamma in (1.0, 1.5)),
-    *(Row(1.0, S, seed, LARGE) for seed in SEEDS for S in (5, 20)),
+UNBOUND = [
+    Row(STRONGEST, 10, 0, rescale=phi, clip=clip)
+    for phi, clip in ((0.0, False), (0.7, False), (0.7, True))
 ]
 
 
-def labels(seed: int, n: int = LARGE) -> Tensor:
-    """The first n of LARGE labels, drawn with the shares of the test images."""
+def steps(seed: int) -> list[Row]:
+    return [Row(1.0, S, seed) for S in (5, 10, 20)]
+
+
+def scales(seed: int) -> list[Row]:
+    return [Row(gamma, 10, seed) for gamma in (1.5, STRONG, STRONGEST, 0.0, -1.0, 2.0)]
+
+
+def thirds(seed: int) -> list[Row]:
+    return [Row(STRONG, 10, seed, low=low, high=high) for low, high in THIRDS]
+
+
+PLAN: list[tuple[int, list[Row]]] = [  # what to paint first
+    (200, [*steps(0), *scales(0), *thirds(0)]),
+    (100, UNBOUND),
+    *((200, [*steps(seed), *scales(seed)]) for seed in (1, 2)),
+    *((200, thirds(seed)) for seed in (1, 2)),
+    (200, [Row(1.0, 10, 0, precision="fp32")]),
+    *((500, [*steps(seed), Row(1.5, 10, seed), Row(STRONG, 10, seed)]) for seed in SEEDS),
+    *((2_000, [*steps(seed), Row(1.5, 10, seed)]) for seed in SEEDS),
+]
+ROWS = list(dict.fromkeys(row for _, part in PLAN for row in part))
+
+
+def labels(seed: int) -> Tensor:
+    """Labels, drawn with the shares of the test images."""
     generator = torch.Generator().manual_seed(seed)
     shares = torch.tensor(DIGITS, dtype=torch.float64)
-    return torch.multinomial(shares, LARGE, replacement=True, generator=generator)[:n]
+    return torch.multinomial(shares, SIZES[-1], replacement=True, generator=generator)
 
 
 @functools.cache
@@ -172,37 +175,38 @@ def within(features: Tensor, y: Tensor) -> Tensor:
 
 
 def entry(row: Row, test: Moments, judge: Classifier) -> dict[str, Any] | None:
-    """The row of the table, or None while parts are missing."""
-    paths = [part_path(row, start) for start in range(0, row.n, PART)]
-    if not all(path.exists() for path in paths):
+    """The row of the table: what its first 200, 500, … images measure, as far as they are there."""
+    starts = itertools.takewhile(lambda i: part_path(row, i).exists(), itertools.count(0, PART))
+    parts = [read_safetensors(part_path(row, start))[0] for start in starts]
+    if not parts:
         return None
-    parts = [read_safetensors(path)[0] for path in paths]
     features, x = (torch.cat([p[key] for p in parts]) for key in ("features", "x"))
-    y, seconds = labels(row.seed, row.n), torch.stack([p["seconds"] for p in parts]).sum()
-    shown = base64.b64encode(to_uint8(x[:SHOWN].float()).numpy().tobytes()).decode()
-    read = judge.head(features[:PART].float().relu()).argmax(1)
+    y, first = labels(row.seed), x[:PART].float()
     return {
         **dataclasses.asdict(row),
-        "frechet": frechet_distance(moments(features), test),
-        **measured(features, y, judge),
-        "outside": (x.abs() > 1.02).double().mean().item(),
-        "white": (x.float() > 0.98).double().mean().item(),
-        **({"first": small(features, y, test, judge)} if row.n > SMALL else {}),
-        "read": read.tolist(),
-        **({"pixels": shown} if row.seed == 0 else {}),
-        "processor_seconds": round(seconds.item(), 1),
+        "sizes": {
+            n: {
+                "frechet": frechet_distance(moments(features[:n]), test),
+                **measured(features[:n], y[:n], judge),
+            }
+            for n in SIZES
+            if n <= len(x)
+        },
+        "outside": (first.abs() > 1.02).double().mean().item(),
+        "white": (first > 0.98).double().mean().item(),
+        "read": judge.head(features[:PART].float().relu()).argmax(1).tolist(),
+        "processor_seconds_an_image": sum(p["seconds"].item() for p in parts) / len(x),
+        **({"pixels": pixels(x[:SHOWN])} if row.seed == 0 else {}),
     }
 
 
-def small(features: Tensor, y: Tensor, test: Moments, judge: Classifier) -> dict[str, Any]:
-    """The first SMALL images of a longer row, to be compared with rows of that length."""
-    f, y = features[:SMALL], y[:SMALL]
-    return {"n": SMALL, "frechet": frechet_distance(moments(f), test), **measured(f, y, judge)}
+def pixels(x: Tensor) -> str:
+    return base64.b64encode(to_uint8(x.float()).numpy().tobytes()).decode()
 
 
 def floor(real: Images, seed: int, n: int, test: Moments, judge: Classifier) -> dict[str, Any]:
     """Real training images with the labels of a row."""
-    generator, y = torch.Generator().manual_seed(seed), labels(seed, n)
+    generator, y = torch.Generator().manual_seed(seed), labels(seed)[:n]
     order = torch.randperm(len(real.labels), generator=generator)
     index = torch.empty(n, dtype=torch.int64)
     for k in range(10):
@@ -220,7 +224,7 @@ def real(known: Moments, judge: Classifier) -> dict[str, Any]:
     """What real test images measure, and real training images, the floor."""
     train, test = load_images("mnist", "train"), load_images("mnist", "test")
     _, features = classify(judge, from_uint8(test.pixels))
-    sizes = [(seed, n) for n in (FEW, SMALL, LARGE) for seed in SEEDS]
+    sizes = [(seed, n) for n in SIZES for seed in SEEDS]
     return {
         "test": {"n": len(test.labels), **measured(features, test.labels, judge)},
         "floor": [floor(train, seed, n, known, judge) for seed, n in sizes],
@@ -231,17 +235,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guidance_table")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     stop = time.time() + parser.parse_args().seconds
-    work = [(row, start) for row in ROWS for start in range(0, row.n, PART)]
-    open_ = [(row, start) for row, start in work if not part_path(row, start).exists()]
-    open_ = list({part_path(*item): item for item in open_}.values())
+    work = [(row, i) for n, plan in PLAN for row in plan for i in range(0, n, PART)]
+    open_ = [item for item in dict.fromkeys(work) if not part_path(*item).exists()]
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         tasks = [pool.submit(part, row, start, stop) for row, start in open_]
         for task in tasks:
             if done := task.result():
                 print(done, flush=True)
     pretrained, (judge, known, _) = load_pretrained("mnist"), load_classifier()
-    whole = {row: found for row in ROWS if (found := entry(row, known["test"], judge))}
-    longest = {row.name: found for row, found in whole.items()}
+    rows = [found for row in ROWS if (found := entry(row, known["test"], judge))]
     if not REAL.exists():
         write_json(REAL, real(known["test"], judge))
     write_json(
@@ -252,10 +254,10 @@ def main() -> None:
             "sampler": "ddim_sample(eta = 0), timesteps(1000, S), x_0 clipped to [-1, 1] if clip",
             "labels": "drawn with the shares of the test images",
             **json.loads(REAL.read_text()),
-            "rows": list(longest.values()),
+            "rows": rows,
         },
     )
-    print(f"{len(whole)} of {len(ROWS)} rows")
+    print(f"{sum(not part_path(*item).exists() for item in dict.fromkeys(work))} parts are open")
 
 
 if __name__ == "__main__":
