@@ -204,19 +204,24 @@ def pixels(x: Tensor) -> str:
     return base64.b64encode(to_uint8(x.float()).numpy().tobytes()).decode()
 
 
-def floor(real: Images, seed: int, n: int, test: Moments, judge: Classifier) -> dict[str, Any]:
-    """Real training images with the labels of a row."""
+def real_features(real: Images, seed: int, n: int, judge: Classifier) -> Tensor:
+    """Features of real training images with the labels of a row."""
     generator, y = torch.Generator().manual_seed(seed), labels(seed)[:n]
     order = torch.randperm(len(real.labels), generator=generator)
     index = torch.empty(n, dtype=torch.int64)
     for k in range(10):
         index[y == k] = order[real.labels[order] == k][: int((y == k).sum())]
-    _, features = classify(judge, from_uint8(real.pixels[index]))
+    return classify(judge, from_uint8(real.pixels[index]))[1]
+
+
+def floor(real: Images, seed: int, n: int, test: Moments, judge: Classifier) -> dict[str, Any]:
+    """What real training images with the labels of a row measure."""
+    features = real_features(real, seed, n, judge)
     return {
         "seed": seed,
         "n": n,
         "frechet": frechet_distance(moments(features), test),
-        **measured(features, y, judge),
+        **measured(features, labels(seed)[:n], judge),
     }
 
 
