@@ -204,13 +204,14 @@ def pixels(x: Tensor) -> str:
     return base64.b64encode(to_uint8(x.float()).numpy().tobytes()).decode()
 
 
-def real_features(real: Images, seed: int, n: int, judge: Classifier) -> Tensor:
-    """Features of real training images with the labels of a row."""
+def real_features(real: Images, seed: int, n: int, judge: Classifier, drawn: int = 0) -> Tensor:
+    """Features of real training images with the labels of a row; other images for each `drawn`."""
     generator, y = torch.Generator().manual_seed(seed), labels(seed)[:n]
     order = torch.randperm(len(real.labels), generator=generator)
     index = torch.empty(n, dtype=torch.int64)
     for k in range(10):
-        index[y == k] = order[real.labels[order] == k][: int((y == k).sum())]
+        count = int((y == k).sum())
+        index[y == k] = order[real.labels[order] == k][drawn * count :][:count]
     return classify(judge, from_uint8(real.pixels[index]))[1]
 
 

@@ -30,6 +30,7 @@ from diffusion_core.data import from_uint8, load_images
 from diffusion_core.ddim import ddim_sample
 from diffusion_core.ddpm import ddpm_sample
 from diffusion_core.evaluation import (
+    estimate,
     frechet_distance,
     kernel_distance,
     load_classifier,
@@ -47,6 +48,7 @@ FILE = TABLES / "study_mnist.json"
 PARTS = Path(__file__).resolve().parents[1] / "runs" / "study"
 REAL = PARTS / "real.safetensors"
 N, PART, BATCH = 200, 50, 25
+DRAWN = 20  # sets of real images, for the floor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,47 +118,58 @@ def entry(features: Tensor, y: Tensor, test: Tensor, judge: Classifier) -> dict[
     return {
         "n": len(y),
         "frechet": frechet_distance(moments(features), moments(test)),
-        "kernel": kernel_distance(features, test[::2]),
+        "kernel": kernel_distance(features, test[::5]),
         **measured(features, y, judge),
     }
 
 
 def real() -> dict[str, Tensor]:
-    """Features of all test images, and of N training images a seed with the labels of the rows."""
+    """Features of all test images; and of DRAWN x N training images a seed, (DRAWN, N, D), with
+    the labels of the rows."""
     if not REAL.exists():
         train, test, judge = load_images("mnist", "train"), load_images("mnist", "test"), tools()[1]
-        found = {str(seed): real_features(train, seed, N, judge) for seed in SEEDS}
+        found = {
+            str(seed): torch.stack(
+                [real_features(train, seed, N, judge, drawn) for drawn in range(DRAWN)]
+            )
+            for seed in SEEDS
+        }
         found["test"] = classify(judge, from_uint8(test.pixels))[1]
         write_safetensors(REAL, found, {"format": "pt"})
     return read_safetensors(REAL)[0]
 
 
+def floor(features: Tensor, y: Tensor, test: Tensor, judge: Classifier) -> dict[str, Any]:
+    """What sets of real images with labels y measure: mean and spread over the sets."""
+    found = [entry(f, y, test, judge) for f in features]
+    names = ("frechet", "kernel", "agreement", "unsure", "spread")
+    return {"n": len(y)} | {k: estimate([f[k] for f in found])._asdict() for k in names}
+
+
 def table(judge: Classifier) -> dict[str, Any]:
-    """The floor, and the rows of which all parts are there."""
-    known = real()
-    test, y = known["test"], {seed: labels(seed)[:N] for seed in SEEDS}
-    floor = [{"seed": seed, **entry(known[str(seed)], y[seed], test, judge)} for seed in SEEDS]
-    everything = torch.cat([known[str(seed)] for seed in SEEDS]), torch.cat(list(y.values()))
-    floor.append({"seed": None, **entry(*everything, test, judge)})
-    rows, together = [], {}
+    """The floor, and the rows of which all parts are there; seed null: of all seeds together."""
+    known, y = real(), {seed: labels(seed)[:N] for seed in SEEDS}
+    test, all_y = known["test"], torch.cat(list(y.values()))
+    real_sets = {seed: known[str(seed)] for seed in SEEDS}
+    floors = [{"seed": seed, **floor(real_sets[seed], y[seed], test, judge)} for seed in SEEDS]
+    all_real = torch.cat(list(real_sets.values()), 1)
+    floors.append({"seed": None, **floor(all_real, all_y, test, judge)})
+    rows, pieces = [], {}
     for row in ROWS:
         if not all(path.exists() for _, path in row.paths()):
             continue
         parts = [read_safetensors(path)[0] for _, path in row.paths()]
         features = torch.cat([p["features"] for p in parts])
-        seconds = statistics.median(p["seconds"].item() / PART for p in parts)
         what = {**dataclasses.asdict(row), "evaluations": row.evaluations}
+        seconds = statistics.median(p["seconds"].item() / PART for p in parts)
         found = entry(features, y[row.seed], test, judge)
         rows.append({**what, **found, "processor_seconds_an_image": seconds})
-        together.setdefault((row.sampler, row.S, row.gamma), []).append((what, features, seconds))
-    for pieces in together.values():
-        if len(pieces) == len(SEEDS):
-            features = torch.cat([f for _, f, _ in pieces])
-            seconds = statistics.median(s for _, _, s in pieces)
-            found = entry(features, everything[1], test, judge)
-            what = {**pieces[0][0], "seed": None}
-            rows.append({**what, **found, "processor_seconds_an_image": seconds})
-    return {"floor": floor, "rows": rows}
+        pieces.setdefault((row.sampler, row.S, row.gamma), []).append((what, features))
+    for whole in pieces.values():
+        if len(whole) == len(SEEDS):
+            features = torch.cat([f for _, f in whole])
+            rows.append({**whole[0][0], "seed": None, **entry(features, all_y, test, judge)})
+    return {"floor": floors, "rows": rows}
 
 
 def main() -> None:
