@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from benchmarks import study
 from benchmarks.guidance_table import ROWS, SIZES, Row
 from diffusion_core.pretrained import TABLES, WEIGHTS, load_table, read_card
 from diffusion_core.training import RECIPES
@@ -55,3 +56,19 @@ def test_guidance_was_measured_on_the_shipped_weights():
     assert {f["n"] for f in table["floor"]} == set(SIZES)
     for row in table["rows"]:
         assert all(0 <= size["agreement"] <= 1 and size["frechet"] > 0 for size in row["sizes"].values())
+
+
+def test_the_study_is_whole_and_was_made_with_the_shipped_weights():
+    table = load_table("study_mnist")
+    assert table["weights_sha256"] == read_card(WEIGHTS / "mnist.json")["sha256"]
+    fields = study.Row.__dataclass_fields__
+    found = [study.Row(**{k: row[k] for k in fields}) for row in table["rows"]]
+    together = [row for row in found if row.seed is None]
+    assert len(found) == len(set(found)) and set(found) - set(together) <= set(study.ROWS)
+    for row in together:  # a setting of which all seeds are there
+        assert {dataclasses.replace(row, seed=seed) for seed in study.SEEDS} <= set(found)
+    assert len(together) >= 12
+    assert {f["seed"]: f["n"] for f in table["floor"]} == {0: 200, 1: 200, 2: 200, None: 600}
+    for row in table["rows"]:
+        assert row["evaluations"] == row["S"] * (1 if row["gamma"] == 1 else 2) <= 50
+        assert 0 <= row["agreement"] <= 1 and row["frechet"] > 0 and row["spread"] > 0
