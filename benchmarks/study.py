@@ -79,7 +79,7 @@ ROWS = [
     for S, gamma in SETTINGS
     for sampler in ("ddpm", "ddim")
 ]
-PLAN = sorted(ROWS, key=lambda row: row.evaluations)  # what to paint first
+PLAN = sorted(ROWS, key=lambda row: (row.gamma, row.evaluations))  # what to paint first
 
 
 def paint(row: Row, chosen: range) -> Tensor:
