@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from diffusion_core.pretrained import TABLES, load_table
+from diffusion_core.pretrained import TABLES, WEIGHTS, load_table, read_card
 from diffusion_core.training import RECIPES
 
 
@@ -38,6 +38,21 @@ def test_the_loss_weights_were_tried_on_todays_recipe():
     assert found == set(itertools.product(steps, gammas, seeds))
     assert len(table["rows"]) == len(found)
     assert all(len(row["loss_by_t"]) == 10 for row in table["rows"])
+
+
+def test_the_table_of_steps_and_noise_belongs_to_todays_weights():
+    table = load_table("ddim_mnist")
+    today = read_card(WEIGHTS / "mnist.json")["sha256"]
+    assert table["weights_sha256"] == today, (
+        "the weights have changed: python -m benchmarks.ddim_table"
+    )
+    found = [
+        (row["eta"], row["S"], row["seed"], row["precision"], row["clip"]) for row in table["rows"]
+    ]
+    assert len(found) == len(set(found))
+    needed = {(eta, S, 0, "bf16", True) for eta in (0.0, 0.2, 0.5, 1.0, "hat") for S in (10, 20)}
+    assert needed | {(1.0, 1000, 0, "bf16", True), (0.0, 10, 0, "fp32", True)} <= set(found)
+    assert all(row["frechet"] > 0 and 0 <= row["agreement"] <= 1 for row in table["rows"])
 
 
 def test_a_table_that_is_not_there_is_named():
