@@ -64,9 +64,19 @@ def test_a_table_that_is_not_there_is_named():
 def test_guidance_was_measured_on_the_shipped_weights():
     table = load_table("guidance_mnist")
     assert table["weights_sha256"] == read_card(WEIGHTS / "mnist.json")["sha256"]
-    settings = [{k: v for k, v in row.items() if k in Row.__dataclass_fields__} for row in table["rows"]]
-    assert settings == [json.loads(json.dumps(dataclasses.asdict(row))) for row in ROWS if dataclasses.asdict(row) in settings]
-    assert {0.0, 1.0, 1.5, 2.0, 4.0, 8.0, -1.0} == {row["gamma"] for row in table["rows"] if row["seed"] == 0}
+    settings = [
+        {k: v for k, v in row.items() if k in Row.__dataclass_fields__} for row in table["rows"]
+    ]
+    assert settings == [
+        json.loads(json.dumps(dataclasses.asdict(row)))
+        for row in ROWS
+        if dataclasses.asdict(row) in settings
+    ]
+    assert {0.0, 1.0, 1.5, 2.0, 4.0, 8.0, -1.0} == {
+        row["gamma"] for row in table["rows"] if row["seed"] == 0
+    }
     assert {f["n"] for f in table["floor"]} == set(SIZES)
     for row in table["rows"]:
-        assert all(0 <= size["agreement"] <= 1 and size["frechet"] > 0 for size in row["sizes"].values())
+        assert all(
+            0 <= size["agreement"] <= 1 and size["frechet"] > 0 for size in row["sizes"].values()
+        )
