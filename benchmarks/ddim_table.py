@@ -80,7 +80,6 @@ ROWS = [
     *(Row(eta, 20, seed) for seed in (1, 2) for eta in ETAS),
     *(Row(eta, 100, 0) for eta in ETAS),
     *(Row(eta, 50, seed) for seed in (1, 2) for eta in ETAS),
-    Row(0.0, 1000, 0),
 ]
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +75,8 @@ def mnist(job, record, recipe="mnist", changes=None):
         measured = measure(job, recipe, changes)
         record["measured"] = {name: float(f"{value:.3g}") for name, value in measured.items()}
         record["plan"] = plan(job.seconds - (time.monotonic() - began), **measured)
+        if job.device.startswith("cuda"):
+            record["waits_of_a_step"] = waits_of_a_step(job, recipe, changes)
         job.store()
     made, weights, where = (
         record["plan"],
@@ -125,6 +128,27 @@ def measure(job, recipe, changes):
         "training_step": (timed["seconds"] - warm["seconds"]) / steps,
         "chain_step_of_an_image": chain,
     }
+
+
+def waits_of_a_step(job, recipe, changes):
+    """How often a training step between two logged ones waits for the GPU: it should never."""
+    data = load_images(RECIPES[recipe].data, "train", job.data)
+
+    def waits(steps):
+        net, schedule = RECIPES[recipe].build()
+        every = dict.fromkeys(("log_every", "validate_every", "checkpoint_every"), steps)
+        config = dataclasses.replace(RECIPES[recipe].config, steps=steps, **every, **changes)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                train_net(net, data, schedule, config, device=job.device)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchroniz" in str(warning.message) for warning in caught)
+
+    waits(2)
+    return (waits(30) - waits(10)) / 20
 
 
 def plan(seconds, training_step, chain_step_of_an_image):

@@ -42,6 +42,21 @@ def test_the_loss_weights_were_tried_on_todays_recipe():
     assert all(len(row["loss_by_t"]) == 10 for row in table["rows"])
 
 
+def test_the_table_of_steps_and_noise_belongs_to_todays_weights():
+    table = load_table("ddim_mnist")
+    today = read_card(WEIGHTS / "mnist.json")["sha256"]
+    assert table["weights_sha256"] == today, (
+        "the weights have changed: python -m benchmarks.ddim_table"
+    )
+    found = [
+        (row["eta"], row["S"], row["seed"], row["precision"], row["clip"]) for row in table["rows"]
+    ]
+    assert len(found) == len(set(found))
+    needed = {(eta, S, 0, "bf16", True) for eta in (0.0, 0.2, 0.5, 1.0, "hat") for S in (10, 20)}
+    assert needed | {(1.0, 1000, 0, "bf16", True), (0.0, 10, 0, "fp32", True)} <= set(found)
+    assert all(row["frechet"] > 0 and 0 <= row["agreement"] <= 1 for row in table["rows"])
+
+
 def test_a_table_that_is_not_there_is_named():
     with pytest.raises(FileNotFoundError, match=r"no table named 'nothing'.*digits_seeds"):
         load_table("nothing")
@@ -50,12 +65,22 @@ def test_a_table_that_is_not_there_is_named():
 def test_guidance_was_measured_on_the_shipped_weights():
     table = load_table("guidance_mnist")
     assert table["weights_sha256"] == read_card(WEIGHTS / "mnist.json")["sha256"]
-    settings = [{k: v for k, v in row.items() if k in Row.__dataclass_fields__} for row in table["rows"]]
-    assert settings == [json.loads(json.dumps(dataclasses.asdict(row))) for row in ROWS if dataclasses.asdict(row) in settings]
-    assert {0.0, 1.0, 1.5, 2.0, 4.0, 8.0, -1.0} == {row["gamma"] for row in table["rows"] if row["seed"] == 0}
+    settings = [
+        {k: v for k, v in row.items() if k in Row.__dataclass_fields__} for row in table["rows"]
+    ]
+    assert settings == [
+        json.loads(json.dumps(dataclasses.asdict(row)))
+        for row in ROWS
+        if dataclasses.asdict(row) in settings
+    ]
+    assert {0.0, 1.0, 1.5, 2.0, 4.0, 8.0, -1.0} == {
+        row["gamma"] for row in table["rows"] if row["seed"] == 0
+    }
     assert {f["n"] for f in table["floor"]} == set(SIZES)
     for row in table["rows"]:
-        assert all(0 <= size["agreement"] <= 1 and size["frechet"] > 0 for size in row["sizes"].values())
+        assert all(
+            0 <= size["agreement"] <= 1 and size["frechet"] > 0 for size in row["sizes"].values()
+        )
 
 
 def test_the_study_is_whole_and_was_made_with_the_shipped_weights():

@@ -1,9 +1,11 @@
 """`python -m tools.gpu`: the parts, their order and shares of the time, a plan that fits, and that one failure keeps the rest."""
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from diffusion_core._validate import UsageError
 from diffusion_core.data import load_images
@@ -172,3 +174,20 @@ def test_the_benchmarks_fit_their_rounds(monkeypatch, tmp_path):
         gpu.benchmarks(gpu.Job("cpu", None, tmp_path, tmp_path, seconds, print), record)
         assert record["rounds"] == rounds
         assert commands[-1][-1] == str(tmp_path / "benchmarks.json")
+
+
+def test_waits_for_the_gpu_are_counted_by_the_step(monkeypatch, tmp_path):
+    """Here a stand-in for the GPU's own count: two at the start of a run, one in each step."""
+    modes, steps = [], []
+
+    def train(net, data, schedule, config, device):
+        steps.append(config.steps)
+        for _ in range(2 + config.steps):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(gpu, "train_net", train)
+    job = gpu.Job("cpu", None, tmp_path, tmp_path, 20.0, print)
+    assert gpu.waits_of_a_step(job, "digits", {}) == 1.0
+    assert modes == ["warn", "default"] * 3
+    assert min(steps) == 2
