@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.guidance_table import labels, measured, real_features, tools
+from benchmarks.guidance_table import distance, labels, measured, real_features, tools
 from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import from_uint8, load_images
 from diffusion_core.ddim import ddim_sample
@@ -117,7 +117,8 @@ def entry(features: Tensor, y: Tensor, test: Tensor, judge: Classifier) -> dict[
     """What the judge says of images that should show y."""
     return {
         "n": len(y),
-        "frechet": frechet_distance(moments(features), moments(test)),
+        "frechet": distance(features, y, moments(test)),  # each digit at its share
+        "frechet_as_drawn": frechet_distance(moments(features), moments(test)),
         "kernel": kernel_distance(features, test[::5]),
         **measured(features, y, judge),
     }
@@ -142,7 +143,7 @@ def real() -> dict[str, Tensor]:
 def floor(features: Tensor, y: Tensor, test: Tensor, judge: Classifier) -> dict[str, Any]:
     """What sets of real images with labels y measure: mean and spread over the sets."""
     found = [entry(f, y, test, judge) for f in features]
-    names = ("frechet", "kernel", "agreement", "unsure", "spread")
+    names = ("frechet", "frechet_as_drawn", "kernel", "agreement", "unsure", "spread")
     return {"n": len(y)} | {k: estimate([f[k] for f in found])._asdict() for k in names}
 
 
