@@ -108,6 +108,11 @@ def test_labels_that_do_not_fit_are_refused(net, wrap):
     assert net.calls == []
 
 
+def test_no_label_is_a_label_too(unet):
+    x, t = normal(2, 1, 8, 8), torch.tensor([5, 9])
+    assert_close(condition(unet, None)(x, t), unet(x, t), rtol=0, atol=0)
+
+
 def test_a_net_without_classes_is_refused():
     net = UNet(width=16, multipliers=(1,), attention=(False,))
     with pytest.raises(ValueError, match="built without classes"):
@@ -309,8 +314,9 @@ def test_rescaling_is_by_hand():
     assert_close(image, rescale_guidance(eps, eps_y, 0.7).reshape(2, 1, 2, 2), rtol=0, atol=1e-12)
 
 
-def test_rescaled_noise_has_the_conditional_spread():
-    eps, eps_y = 3 * normal(4, 3, 8, 8) + 1, normal(4, 3, 8, 8, seed=1)
+@pytest.mark.parametrize("size", [3, 0.1])
+def test_rescaled_noise_has_the_conditional_spread(size):
+    eps, eps_y = size * normal(4, 3, 8, 8) + 1, normal(4, 3, 8, 8, seed=1)
     spread = rescale_guidance(eps, eps_y, 1.0).flatten(1).std(1)
     assert_close(spread, eps_y.flatten(1).std(1), rtol=0, atol=1e-12)
 
