@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from diffusion_core import likelihood
 from diffusion_core.exact import GaussianMixture
 from diffusion_core.likelihood import (
     bits_per_dim,
@@ -194,3 +195,50 @@ def test_the_bound_from_few_terms_is_the_whole_bound_on_average():
         assert error < 0.1 * whole.mean(), strata
     with pytest.raises(ValueError, match=r"strata = 40 must be in 1\.\.T - 1 = 39"):
         estimate_bound(data.eps_model(schedule), x_0, schedule, 40)
+
+
+@pytest.mark.parametrize("strata", [1, 4, 10])
+def test_the_strata_cover_the_chain_without_gap_or_overlap(monkeypatch, strata):
+    """If every term is 1, the estimate is their number and L_T, whatever times are drawn."""
+    asked = []
+
+    def one(eps_model, x_0, t, eps, schedule):
+        asked.append(t)
+        return torch.ones(len(x_0), dtype=F64)
+
+    monkeypatch.setattr(likelihood, "vlb_term", one)
+    schedule, x_0 = NoiseSchedule.from_betas(linear_betas(1000)), normal(2, 3)
+    for seed in range(20):
+        asked.clear()
+        total = estimate_bound(None, x_0, schedule, strata, seeded(seed))
+        assert_close(total, 1000 + prior_kl(x_0, schedule), rtol=0, atol=1e-9)
+        assert asked == sorted(set(asked))
+        assert asked[0] == 1
+        assert asked[1] >= 2
+        assert asked[-1] <= 1000
+        assert len(asked) == strata + 1
+
+
+def test_each_stratum_draws_any_of_its_times(monkeypatch):
+    """Few strata, many draws: every time of 2..T is met."""
+    asked = set()
+
+    def note(eps_model, x_0, t, eps, schedule):
+        asked.add(t)
+        return torch.ones(len(x_0), dtype=F64)
+
+    monkeypatch.setattr(likelihood, "vlb_term", note)
+    schedule, g = NoiseSchedule.from_betas(linear_betas(8, 1e-3, 0.3)), seeded(0)
+    for _ in range(200):
+        estimate_bound(None, normal(1, 3), schedule, 2, g)
+    assert asked == set(range(1, 9))
+
+
+def test_a_number_of_strata_or_a_time_that_is_none_is_refused():
+    schedule, x_0 = _tiny(), normal(2, 3)
+    model = GaussianMixture(torch.ones(1), torch.zeros(1, 3), torch.ones(1)).eps_model(schedule)
+    for strata in (0, schedule.T):
+        with pytest.raises(ValueError, match=rf"strata = {strata} must be in 1\.\.T - 1 = 5"):
+            estimate_bound(model, x_0, schedule, strata)
+    with pytest.raises(ValueError, match="t = 0 must be at least 1"):
+        vlb_term(model, x_0, 0, x_0, schedule)

@@ -12,6 +12,7 @@ from diffusion_core.schedules import (
     expand,
     karras_times,
     linear_betas,
+    make_schedule,
     scaled_linear_betas,
     timesteps,
 )
@@ -369,3 +370,45 @@ def test_whole_numbers_are_no_images(linear, dtype):
     images = torch.ones(2, 1, 4, 4).to(dtype)
     with pytest.raises(TypeError, match=rf"{dtype}.*from_uint8"):
         linear.at(5, images)
+
+
+# --- both ends of a step, and schedules by name ---
+
+
+def test_both_ends_of_a_step_are_looked_up(linear):
+    t, s = torch.tensor([1000, 700, 1]), torch.tensor([500, 0, 0])
+    at_t, at_s = linear.alpha_bars(t, s)
+    assert_close(at_t, linear.alpha_bar[t], rtol=0, atol=0)
+    assert_close(at_s, linear.alpha_bar[s], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("t", "s", "message"),
+    [
+        (1001, 5, "t = 1001 is outside its domain 0 <= t <= 1000"),
+        (-1, 0, "t = -1 is outside its domain"),
+        (5, -1, "s = -1 is outside its domain 0 <= s <= 1000"),
+        (5, 1001, "s = 1001 is outside its domain"),
+        (0, 0, "s = 0 is not before t = 0"),
+        (5, 5, "s = 5 is not before t = 5"),
+        (5, 6, "s = 6 is not before t = 5"),
+    ],
+)
+def test_ends_that_make_no_step_are_refused(linear, t, s, message):
+    with pytest.raises(ValueError, match=message):
+        linear.alpha_bars(t, s)
+
+
+def test_a_schedule_by_name_is_the_usual_one():
+    for name, betas in (
+        ("linear", linear_betas),
+        ("scaled_linear", scaled_linear_betas),
+        ("cosine", cosine_betas),
+    ):
+        whole = NoiseSchedule.from_betas(betas(1000)).alpha_bar
+        assert_close(make_schedule(name).alpha_bar, whole, rtol=0, atol=0)
+        assert make_schedule(name, 50).T == 50
+    with pytest.raises(
+        ValueError, match=r"schedule = 'square' is unknown; choose one of \('linear"
+    ):
+        make_schedule("square")
