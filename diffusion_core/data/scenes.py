@@ -101,8 +101,9 @@ def draw_scene(scene: Scene, size: int = 32) -> Tensor:
 
 
 def random_scene(seed: int, i: int) -> Scene:
-    """Scene i of a seed: one thing, small or large, or two of middle size, with even
-    chances. Its random numbers are a stream of their own, and its colours differ.
+    """Scene i of a seed: one thing, small or large, or two of middle size, of which each is
+    small in a quarter of the cases; one or two with even chances. Its random numbers are
+    a stream of their own, and its colours differ.
 
     Raises: TypeError unless seed and i are int; ValueError if one is negative.
     """
@@ -128,17 +129,18 @@ def _alone(colour: str, rng: np.random.Generator) -> Thing:
 
 
 def _pair(colours: list[str], upright: bool, rng: np.random.Generator) -> tuple[Thing, ...]:
-    """Two things of middle size, the upper one first, or the left one. They lie nearly
-    in line, so that no other relation holds."""
+    """Two things, the upper one first, or the left one. They lie nearly in line, so that
+    no other relation holds."""
+    sizes = (_pick(("small", "", "", ""), rng), _pick(("small", "", "", ""), rng))
     kinds = (_pick(KINDS, rng), _pick(KINDS, rng))
-    r_1, r_2 = _between(*_RADII[""], rng), _between(*_RADII[""], rng)
+    r_1, r_2 = (_between(*_RADII[size], rng) for size in sizes)
     apart = r_1 + _GAP + r_2
     first = _between(_MARGIN + r_1, 1 - _MARGIN - r_2 - apart, rng)
     along = (first, _between(first + apart, 1 - _MARGIN - r_2, rng))
     line = _between(0.28, 0.72, rng)
     across = (line + _between(-0.05, 0.05, rng), line + _between(-0.05, 0.05, rng))
     xs, ys = (across, along) if upright else (along, across)
-    return tuple(Thing("", *one) for one in zip(colours, kinds, xs, ys, (r_1, r_2)))
+    return tuple(Thing(*one) for one in zip(sizes, colours, kinds, xs, ys, (r_1, r_2)))
 
 
 def _between(low: float, high: float, rng: np.random.Generator) -> float:
@@ -210,11 +212,11 @@ class Scenes(NamedTuple):
 
 def shapes(n: int, seed: int = 0, size: int = 32) -> Scenes:
     """Captioned scenes, drawn by this function: "a small red circle on a blue
-    background", or "a red circle above a blue square on a white background".
+    background", or "a red circle above a small blue square on a white background".
 
     Scene i depends on (seed, i) alone: a longer set begins with the shorter one, and at
     another size the same scenes are drawn. The colours of a scene differ; half of the
-    scenes hold one thing, small or large, half hold two, of middle size.
+    scenes hold one thing, small or large, half hold two, of middle size or small.
 
     Shapes: pixels (n, 3, size, size).
     Returns: Scenes: pixels uint8, captions, and what each image shows.

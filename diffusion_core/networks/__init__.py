@@ -1,5 +1,10 @@
-"""Networks: the U-Net and a classifier. They know nothing of schedules."""
+"""Networks: the U-Net, an autoencoder, a classifier. They know nothing of schedules."""
 
+from diffusion_core.networks.autoencoder import (
+    AutoencoderKL,
+    Posterior,
+    latent_scale,
+)
 from diffusion_core.networks.classifier import (
     Classifier,
     classify,
@@ -15,11 +20,14 @@ from diffusion_core.networks.unet import (
 
 __all__ = [
     "AttentionBlock",
+    "AutoencoderKL",
     "Classifier",
     "Level",
+    "Posterior",
     "ResidualBlock",
     "UNet",
     "Upsample",
     "classify",
+    "latent_scale",
     "timestep_embedding",
 ]

@@ -25,6 +25,9 @@ from diffusion_core.training.config import (
     resolve_precision,
     run_settings,
 )
+from diffusion_core.training.fit import (
+    fit,
+)
 from diffusion_core.training.loop import (
     TrainResult,
     elapsed,
@@ -57,6 +60,7 @@ __all__ = [
     "TrainResult",
     "draw_batch",
     "elapsed",
+    "fit",
     "is_main",
     "load_checkpoint",
     "lr_at",
