@@ -4,6 +4,7 @@ have the names of diffusers' `AutoencoderKL`, so that one file of weights serves
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -81,9 +82,7 @@ class Stage(nn.Module):
     def __init__(self, c_in: int, c_out: int, blocks: int, groups: int, then: str = "") -> None:
         super().__init__()
         channels = [c_in, *[c_out] * blocks]
-        self.resnets = nn.ModuleList(
-            Residual(a, b, groups) for a, b in zip(channels[:-1], channels[1:], strict=True)
-        )
+        self.resnets = nn.ModuleList(Residual(a, b, groups) for a, b in pairwise(channels))
         if then:
             change = {"downsamplers": Halve, "upsamplers": Double}[then]
             self.add_module(then, nn.ModuleList([change(c_out)]))
