@@ -1,0 +1,44 @@
+"""The pocket Stable Diffusion: the classes of diffusers and transformers at a size that a
+laptop trains. Building, training and loading it needs the extra `text-to-image`."""
+
+from diffusion_core.text_to_image.autoencoder import (
+    autoencoder_loss,
+    balance_latents,
+    train_autoencoder,
+)
+from diffusion_core.text_to_image.build import (
+    POCKET,
+    build_pipeline,
+    load_pocket,
+    save_pipeline,
+    to_diffusers_vae,
+)
+from diffusion_core.text_to_image.scenes import (
+    held_out,
+    is_new,
+    scenes_of,
+)
+from diffusion_core.text_to_image.train import (
+    encode_text,
+    train_text_to_image,
+    training_scenes,
+    v_loss,
+)
+
+__all__ = [
+    "POCKET",
+    "autoencoder_loss",
+    "balance_latents",
+    "build_pipeline",
+    "encode_text",
+    "held_out",
+    "is_new",
+    "load_pocket",
+    "save_pipeline",
+    "scenes_of",
+    "to_diffusers_vae",
+    "train_autoencoder",
+    "train_text_to_image",
+    "training_scenes",
+    "v_loss",
+]

@@ -73,3 +73,23 @@ def train_autoencoder(
         resume=resume,
         on_step=on_step,
     )
+
+
+@torch.no_grad()
+def balance_latents(net: AutoencoderKL, x: Tensor) -> None:
+    """Give every channel of the latents mean 0 and the same variance, without a change of
+    what is reconstructed: an affine map a channel, folded into the 1x1 convolution after the
+    encoder, and its inverse into the one before the decoder. One latent_scale then fits all.
+
+    Shapes: x (N, 3, H, W) in [-1, 1], the images over which moments are taken.
+    """
+    latents = net.encode(x).mean
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    factor = std.square().mean().sqrt() / std
+    c = len(mean)
+    after, before = net.quant_conv, net.post_quant_conv
+    after.bias[:c] = (after.bias[:c] - mean) * factor
+    after.weight[:c] *= factor[:, None, None, None]
+    after.bias[c:] += 2 * factor.log()
+    before.bias += before.weight[:, :, 0, 0] @ mean
+    before.weight /= factor[None, :, None, None]

@@ -23,6 +23,7 @@ def fit(
     loss_of_step: Callable[[int], Tensor],
     config: TrainConfig,
     *,
+    lr_scales: dict[str, float] | None = None,
     settings: dict[str, Any] | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
@@ -30,7 +31,8 @@ def fit(
 ) -> TrainResult:
     """Minimise a loss over the parameters of a net that want a gradient, on one device:
     Adam, the learning rate and the moving average of `config`. Of `config`, `label_dropout`
-    and `p2_gamma` are the loss's own affair.
+    and `p2_gamma` are the loss's own affair; `lr_scales` is a factor of the learning rate for
+    the parameters whose names begin so.
 
     loss_of_step(k) is the loss of step k, a scalar: it draws from a generator of its own,
     seeded by k, so that a resumed run goes on as the first would have. With a folder, a
@@ -45,7 +47,8 @@ def fit(
     config = dataclasses.replace(config, precision=resolve_precision(config.precision, device))
     learned = [p for p in net.parameters() if p.requires_grad]
     ema = EMA(net, config.ema_decay)
-    optimizer = torch.optim.Adam(learned, config.lr, config.betas, fused=True)
+    groups = _groups(net, lr_scales or {})
+    optimizer = torch.optim.Adam(groups, config.lr, config.betas, fused=True)
     state = RunState(net, ema.net, optimizer)
     shared = dataclasses.asdict(config) | (settings or {})
     with (
@@ -60,7 +63,7 @@ def fit(
             loss.backward()
             norm = nn.utils.clip_grad_norm_(learned, config.grad_clip)
             for group in optimizer.param_groups:
-                group["lr"] = lr_at(k, config)
+                group["lr"] = group["scale"] * lr_at(k, config)
             optimizer.step()
             optimizer.zero_grad()
             ema.update(net, k)
@@ -81,3 +84,13 @@ def fit(
             if stop:
                 raise KeyboardInterrupt
     return TrainResult(net.eval(), ema.net, state.history)
+
+
+def _groups(net: nn.Module, scales: dict[str, float]) -> list[dict[str, Any]]:
+    """The parameters that want a gradient, those of one factor together."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            scale = next((s for start, s in scales.items() if name.startswith(start)), 1.0)
+            groups.setdefault(scale, []).append(parameter)
+    return [{"params": members, "scale": scale} for scale, members in groups.items()]
