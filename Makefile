@@ -28,8 +28,8 @@ help:  ## what can be made
 .venv/with-book: requirements-book.txt constraints.txt | .venv/made
 	$(PIP) -r requirements-book.txt
 	@touch $@
-.venv/with-test: requirements.txt requirements-test.txt requirements-compare.txt constraints.txt pyproject.toml | .venv/with-book
-	$(PIP) -r requirements.txt -r requirements-test.txt -r requirements-compare.txt
+.venv/with-test: requirements.txt requirements-test.txt requirements-compare.txt requirements-text-to-image.txt constraints.txt pyproject.toml | .venv/with-book
+	$(PIP) -r requirements.txt -r requirements-test.txt -r requirements-compare.txt -r requirements-text-to-image.txt
 	$(PIP) --no-deps --editable .
 	@touch $@
 .venv/with-lab: requirements-lab.txt .venv/with-test

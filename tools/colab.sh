@@ -13,7 +13,7 @@ if [ "$before" != "$after" ]; then
   printf 'Installing the package changed what was there:\n%s\n--\n%s\n' "$before" "$after"
   exit 1
 fi
-pip install --quiet -r "$work/repository/requirements-compare.txt" nbval pytest ipykernel
+pip install --quiet -r "$work/repository/requirements-compare.txt" -r "$work/repository/requirements-text-to-image.txt" nbval pytest ipykernel
 export TQDM_DISABLE=1 OMP_NUM_THREADS=2 CUDA_VISIBLE_DEVICES=
 failed=0
 while read -r chapter; do

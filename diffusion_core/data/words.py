@@ -79,7 +79,8 @@ def write_tokenizer(folder: str | Path) -> None:
     letters = sorted(
         {c for word in WORDS for c in word} | set("abcdefghijklmnopqrstuvwxyz0123456789")
     )
-    pieces, merges = letters + [c + "</w>" for c in letters], []
+    pieces = letters + [c + "</w>" for c in letters]
+    merges: list[tuple[str, str]] = []
     for word in WORDS:
         for pair in _merges_of(word, merges):
             merges.append(pair)

@@ -87,9 +87,10 @@ def balance_latents(net: AutoencoderKL, x: Tensor) -> None:
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     factor = std.square().mean().sqrt() / std
     c = len(mean)
-    after, before = net.quant_conv, net.post_quant_conv
-    after.bias[:c] = (after.bias[:c] - mean) * factor
-    after.weight[:c] *= factor[:, None, None, None]
-    after.bias[c:] += 2 * factor.log()
-    before.bias += before.weight[:, :, 0, 0] @ mean
-    before.weight /= factor[None, :, None, None]
+    weight, bias = net.quant_conv.parameters()
+    bias[:c] = (bias[:c] - mean) * factor
+    weight[:c] *= factor[:, None, None, None]
+    bias[c:] += 2 * factor.log()  # the variance is scaled too
+    weight, bias = net.post_quant_conv.parameters()
+    bias.add_(weight[:, :, 0, 0] @ mean)
+    weight.div_(factor[None, :, None, None])

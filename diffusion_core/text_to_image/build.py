@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -88,16 +88,17 @@ def to_diffusers_vae(net: AutoencoderKL, scale: float) -> diffusers.AutoencoderK
     """
     from diffusers import AutoencoderKL as Theirs
 
-    channels = net.config["channels"]
+    config: dict[str, Any] = net.config
+    channels = config["channels"]
     vae = Theirs(
-        in_channels=net.config["image"],
-        out_channels=net.config["image"],
-        latent_channels=net.config["latent"],
+        in_channels=config["image"],
+        out_channels=config["image"],
+        latent_channels=config["latent"],
         block_out_channels=tuple(channels),
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
-        layers_per_block=net.config["blocks"],
-        norm_num_groups=net.config["groups"],
+        layers_per_block=config["blocks"],
+        norm_num_groups=config["groups"],
         mid_block_add_attention=False,
         sample_size=8 * net.factor,
         scaling_factor=scale,

@@ -30,6 +30,7 @@ def test_constraints_pin_what_is_tested():
         "requirements.txt",
         "requirements-book.txt",
         "requirements-compare.txt",
+        "requirements-text-to-image.txt",
         "requirements-test.txt",
         "requirements-lab.txt",
     ):
