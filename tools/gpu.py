@@ -13,6 +13,7 @@ becomes of them.
 import argparse
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,11 +27,15 @@ import torch
 
 from diffusion_core._validate import UsageError, check_device
 from diffusion_core.cli.evaluate import evaluate
+from diffusion_core.cli.pocket import store
 from diffusion_core.cli.provenance import provenance
 from diffusion_core.cli.train import train
 from diffusion_core.data import load_images
 from diffusion_core.files import check_room, write_json
 from diffusion_core.pretrained import Pretrained, generate
+from diffusion_core.text_to_image import train_pocket
+from diffusion_core.text_to_image.autoencoder import AUTOENCODER
+from diffusion_core.text_to_image.train import TEXT_TO_IMAGE
 from diffusion_core.training import CHECKPOINT, RECIPES
 from diffusion_core.training import train as train_net
 from tools.layout import ROOT
@@ -173,6 +178,30 @@ def plan(seconds, training_step, chain_step_of_an_image):
     }
 
 
+def pocket(job, record):
+    """Train the pocket Stable Diffusion for as many steps as fit; the folder comes back as one file."""
+    began = time.monotonic()
+    if "steps" not in record:
+        few = {
+            "autoencoder": dataclasses.replace(AUTOENCODER, steps=60, log_every=20),
+            "text_to_image": dataclasses.replace(TEXT_TO_IMAGE, steps=60, log_every=20),
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            _, about = train_pocket(folder, device=job.device, pictures=500, scenes=500, **few)
+        of_a_step = {name: about[name]["seconds"] / 60 for name in few}
+        left = SPARE * job.seconds - (time.monotonic() - began)
+        left -= AUTOENCODER.steps * of_a_step["autoencoder"]
+        record |= {"measured": of_a_step}
+        record["steps"] = max(int(left / of_a_step["text_to_image"]), 2)
+        job.store()
+    config = dataclasses.replace(TEXT_TO_IMAGE, steps=record["steps"])
+    pipeline, about = train_pocket(job.runs / "pocket", device=job.device, text_to_image=config)
+    weights = job.out / "pocket"
+    store(pipeline, about | provenance("python -m tools.gpu pocket", job.device), weights)
+    shutil.make_archive(str(job.out / "pocket"), "zip", weights)
+    shutil.rmtree(weights)
+
+
 def benchmarks(job, record):
     """The tables of `python -m benchmarks` that a GPU changes, in as many rounds as fit (three at least)."""
     command = [sys.executable, "-m", "benchmarks", "overhead", "recipes", "--device", job.device]
@@ -201,6 +230,12 @@ PARTS = (
         "train the network of the book (loss weights of P2, 256 images a step), measure it on both chains",
         0.75,
         mnist,
+    ),
+    Part(
+        "pocket",
+        "train the pocket Stable Diffusion: autoencoder, text encoder and U-Net",
+        0.75,
+        pocket,
     ),
     Part(
         "benchmarks",
@@ -256,7 +291,8 @@ def main(argv=None):
         check_device(device)
         out.mkdir(parents=True, exist_ok=True)
         check_room(file, 100 * 2**20)
-        load_images("mnist", "test", data)
+        if any(part.name != "pocket" for part in chosen):
+            load_images("mnist", "test", data)
     except (UsageError, OSError) as error:
         sys.exit(
             f"error: {error}. Elsewhere, take the four files of MNIST/raw along and name their folder: --data DIR"

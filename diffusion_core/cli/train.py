@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from diffusion_core._validate import UsageError, check_device
+from diffusion_core.cli import pocket
 from diffusion_core.cli.classifier import CLASSIFIERS, ClassifierConfig, train_judge
 from diffusion_core.cli.options import (
     add_command,
@@ -39,6 +40,7 @@ _HELP = f"""Train a recipe at full length and store the result with its card.
 
 recipes:
 {chr(10).join(f"  {name:<16}  {recipe.about}" for name, recipe in (RECIPES | CLASSIFIERS).items())}
+  {pocket.NAME:<16}  {pocket.ABOUT}
 
 A run writes RUNS/NAME/checkpoint.safetensors every few hundred steps, atomically. If it is
 stopped, in whatever way, the same command with --resume goes on from there and arrives at the
@@ -110,8 +112,8 @@ def train(
     Raises: UsageError; FileExistsError; FloatingPointError; OSError.
     """
     known = RECIPES | CLASSIFIERS
-    if recipe not in known:
-        raise UsageError(f"no recipe named {recipe!r}; choose from {[*known]}")
+    if recipe not in (*known, pocket.NAME):
+        raise UsageError(f"no recipe named {recipe!r}; choose from {[*known, pocket.NAME]}")
     changes = {
         "steps": steps,
         "batch_size": batch_size,
@@ -121,8 +123,12 @@ def train(
         "seed": seed,
         "precision": precision,
     }
-    config = _config(recipe, known[recipe].config, changes, device)
     folder = runs / recipe
+    command = command_line("train", recipe, changes | {"device": device})
+    if recipe == pocket.NAME:
+        pocket.train_and_store(changes, device, resume, folder, out or folder, command)
+        return
+    config = _config(recipe, known[recipe].config, changes, device)
     card = (out or folder) / f"{recipe}.json"
     if resume and recipe in CLASSIFIERS:
         raise UsageError(f"train {recipe} takes no --resume: it is trained in one piece")
@@ -130,7 +136,6 @@ def train(
     check_file("--out", card)
     done = _steps_done(folder, resume)
     trained = _is_trained(card, config)
-    command = command_line("train", recipe, changes | {"device": device})
     if trained and done is None:
         print("already trained, nothing was done")
     elif isinstance(config, ClassifierConfig):

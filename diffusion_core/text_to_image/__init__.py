@@ -13,6 +13,9 @@ from diffusion_core.text_to_image.build import (
     save_pipeline,
     to_diffusers_vae,
 )
+from diffusion_core.text_to_image.recipe import (
+    train_pocket,
+)
 from diffusion_core.text_to_image.scenes import (
     held_out,
     is_new,
@@ -38,6 +41,7 @@ __all__ = [
     "scenes_of",
     "to_diffusers_vae",
     "train_autoencoder",
+    "train_pocket",
     "train_text_to_image",
     "training_scenes",
     "v_loss",

@@ -52,11 +52,12 @@ def train_autoencoder(
     Raises: as fit.
     """
     device = next(net.parameters()).device
+    pixels = pixels.to(device)
 
     def loss_of_step(k: int) -> Tensor:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + k)
         index = torch.randint(0, len(pixels), (config.batch_size,), generator=generator)
-        x = from_uint8(pixels[index]).to(device)
+        x = from_uint8(pixels[index.to(device)])
         posterior = net.encode(x)
         posterior = Posterior(posterior.mean.float(), posterior.log_var.float())
         z = torch.randn(posterior.mean.shape, generator=generator).to(device)

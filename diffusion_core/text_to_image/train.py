@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import diffusers
 
 TEXT_TO_IMAGE = TrainConfig(
-    steps=10_000,
+    steps=6_500,
     batch_size=128,
     lr=1e-3,
     warmup=200,
