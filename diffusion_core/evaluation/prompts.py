@@ -10,9 +10,9 @@ from itertools import permutations, product
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from diffusion_core._validate import check_whole
 from diffusion_core.data.scenes import (
     KINDS,
     LEAST_SIZE,
@@ -24,6 +24,7 @@ from diffusion_core.data.scenes import (
 
 LEAST_IOU = 0.8  # of a thing and the best drawing of its kind
 LARGE = 0.2  # the least radius of a large thing, of the image's side
+_LEAST_RADIUS = 0.115  # of a drawing: a smaller blob is a bad star rather than a good circle
 _LEAST_AREA = 6 / 32**2  # of a thing, of the image; the smallest star covers 25 / 32^2
 _PURE = 45.0  # from 0..255: colours nearer than this to a blend of two are that blend
 _NAMES = tuple(PALETTE)
@@ -45,7 +46,7 @@ class Verdict(NamedTuple):
 
     right: bool
     background: bool
-    count: bool
+    number: bool
     colours: bool
     kinds: bool
     sizes: bool
@@ -71,8 +72,8 @@ def prompt_accuracy(
     prompt names it.
 
     Shapes: images (N, 3, H, H) in [-1, 1]; N scenes.
-    Returns: shares of right, background, count, colours, kinds, and where a prompt names
-        one, sizes and relation.
+    Returns: shares of right, background, number (of things), colours and kinds, and where a
+        prompt names one, sizes and relation.
     Raises: ValueError for no images, another number of scenes, or as judge_scene.
     """
     if len(images) != len(scenes) or not len(images):
@@ -109,7 +110,6 @@ def judge_scene(pixels: Tensor, scene: Scene, iou: float = LEAST_IOU) -> Verdict
     _check_scene(scene)
     seen = read_scene(pixels)
     n, found = len(scene.things), list(zip(seen.things, seen.ious))
-    count = len(found) == n
     options = permutations(found + [(None, 0.0)] * max(0, n - len(found)), n)
     pairing = max(options, key=lambda option: _agreeing(scene.things, option))
     pairs = [(named, thing) for named, (thing, _) in zip(scene.things, pairing)]
@@ -121,7 +121,7 @@ def judge_scene(pixels: Tensor, scene: Scene, iou: float = LEAST_IOU) -> Verdict
         for named, t in pairs
     )
     relation = not scene.relation or _holds(scene.relation, *(thing for _, thing in pairs))
-    parts = (seen.background == scene.background, count, colours, kinds, sizes, relation)
+    parts = (seen.background == scene.background, len(found) == n, colours, kinds, sizes, relation)
     return Verdict(all(parts), *parts, worst)
 
 
@@ -170,15 +170,14 @@ def read_scene(pixels: Tensor) -> Seen:
     Shapes: pixels (3, H, H) in [-1, 1], H at least 16.
     Raises: ValueError for another shape, whole numbers, or values that are not finite.
     """
-    if pixels.ndim != 3 or pixels.shape[0] != 3 or not LEAST_SIZE <= pixels.shape[1]:
-        raise ValueError(f"pixels {tuple(pixels.shape)}: expected (3, H, H), H >= {LEAST_SIZE}")
-    if pixels.shape[1] != pixels.shape[2]:
-        raise ValueError(f"pixels {tuple(pixels.shape)}: expected a square image")
+    if pixels.ndim != 3 or tuple(pixels.shape) != (3, side := pixels.shape[-1], side):
+        raise ValueError(f"pixels {tuple(pixels.shape)}: expected (3, H, H)")
+    check_whole("H", side, LEAST_SIZE)
     if not pixels.is_floating_point():
         raise ValueError(f"pixels of {pixels.dtype}: expected [-1, 1], see from_uint8")
-    image = (pixels.detach().double().cpu().clamp(-1, 1).numpy().transpose(1, 2, 0) + 1) * 127.5
-    if not np.isfinite(image).all():
+    if not pixels.isfinite().all():
         raise ValueError("pixels hold values that are not finite")
+    image = (pixels.detach().double().cpu().clamp(-1, 1).numpy().transpose(1, 2, 0) + 1) * 127.5
     nearest = ((image[:, :, None] - _COLOURS) ** 2).sum(3).argmin(2)
     edge = np.concatenate([nearest[0], nearest[-1], nearest[1:-1, 0], nearest[1:-1, -1]])
     ground = int(np.bincount(edge, minlength=len(_NAMES)).argmax())
@@ -250,12 +249,13 @@ def _best_drawing(cover: np.ndarray) -> tuple[str, float, float, float, float]:
     """(kind, x, y, radius, iou) of the drawing that covers a thing best: of each kind, the one
     of the same area and centroid, moved and resized in ever smaller steps."""
     side, area = len(cover), cover.sum()
+    smallest = _LEAST_RADIUS * side
     axis = np.arange(side) + 0.5
     x, y = cover.sum(0) @ axis / area, cover.sum(1) @ axis / area
     best: dict[str, tuple[float, np.ndarray]] = {}
     for kind in KINDS:
         unit_area, low = _area_and_centroid(kind)
-        radius = math.sqrt(area / unit_area)
+        radius = max(smallest, math.sqrt(area / unit_area))
         start = np.array([[x, y - low * radius, radius]])
         best[kind] = (float(_ious(cover, kind, start)[0]), start[0])
     promising = max(iou for iou, _ in best.values()) - 0.15
@@ -264,6 +264,7 @@ def _best_drawing(cover: np.ndarray) -> tuple[str, float, float, float, float]:
             continue
         for step in (0.6, 0.3, 0.15):  # pixels
             options = at + step * _STEPS
+            options[:, 2] = options[:, 2].clip(smallest)
             ious = _ious(cover, kind, options)
             i = int(ious.argmax())
             iou, at = float(ious[i]), options[i]
@@ -281,11 +282,10 @@ def _ious(cover: np.ndarray, kind: str, places: np.ndarray) -> np.ndarray:
     with the share that is covered. Shapes: places (K, 3): x, y, radius in pixels; result (K,)."""
     lowest, highest = places[:, :2].min(0), places[:, :2].max(0)
     reach = places[:, 2].max() + 1
-    rows, columns = cover.any(1).nonzero()[0], cover.any(0).nonzero()[0]
+    rows, columns = np.flatnonzero(cover.any(1)), np.flatnonzero(cover.any(0))
     left, right = _window(columns, lowest[0] - reach, highest[0] + reach, len(cover))
     top, bottom = _window(rows, lowest[1] - reach, highest[1] + reach, len(cover))
     x, y, radius = (column[:, None, None] for column in places.T)
-    radius = np.maximum(radius, 0.5)
     across = (np.arange(left, right) + 0.5 - x) / radius
     down = (np.arange(top, bottom)[:, None] + 0.5 - y) / radius
     drawn = _sharp(0.5 - radius * signed_distance(kind)(across, down))
