@@ -69,7 +69,7 @@ def seen(cover):
     elif fill > 0.68:
         kind = "square" if fill > 0.9 else "circle"
     else:  # 1/6, about 1/20 and 0 of the height, were there no pixels
-        kind = "triangle" if lower > 0.1 else "star" if lower > 0.007 else "cross"
+        kind = "triangle" if lower > 0.1 else "star" if lower > 0.005 else "cross"
     return kind, x.item(), y.item(), max(height, width).item()
 
 
