@@ -95,7 +95,7 @@ def draw_scene(scene: Scene, size: int = 32) -> Tensor:
         if not (math.isfinite(thing.x) and math.isfinite(thing.y)):
             raise ValueError(f"centre = {thing.x, thing.y} of the {thing.kind} must be finite")
         x, y = (centres - thing.x) / thing.radius, (centres - thing.y) / thing.radius
-        d = size * thing.radius * _distance(thing.kind)(x[None, :], y[:, None])
+        d = size * thing.radius * signed_distance(thing.kind)(x[None, :], y[:, None])
         image += np.clip(0.5 - d, 0, 1) * (_rgb(thing.colour) - image)
     return torch.from_numpy(np.rint(image).astype(np.uint8))
 
@@ -151,7 +151,7 @@ def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
     return options[int(len(options) * rng.random())]
 
 
-def _distance(kind: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def signed_distance(kind: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """The signed distance to the outline of a shape of radius 1 around the origin, y
     pointing down; mitred at corners."""
     distances = {

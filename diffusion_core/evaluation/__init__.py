@@ -1,4 +1,4 @@
-"""How good, how varied and how new are generated images?"""
+"""How good, how varied and how new are generated images, and do they show what was asked for?"""
 
 from diffusion_core.evaluation.judge import (
     load_classifier,
@@ -14,6 +14,14 @@ from diffusion_core.evaluation.metrics import (
     moments,
     nearest_neighbours,
 )
+from diffusion_core.evaluation.prompts import (
+    Seen,
+    Share,
+    Verdict,
+    judge_scene,
+    prompt_accuracy,
+    read_scene,
+)
 from diffusion_core.evaluation.samples import (
     Setting,
     evaluate_seed,
@@ -23,15 +31,21 @@ from diffusion_core.evaluation.samples import (
 __all__ = [
     "Estimate",
     "Moments",
+    "Seen",
     "Setting",
+    "Share",
+    "Verdict",
     "agreement",
     "estimate",
     "evaluate_seed",
     "frechet_distance",
+    "judge_scene",
     "kernel_distance",
     "load_classifier",
     "moments",
     "nearest_neighbours",
+    "prompt_accuracy",
+    "read_scene",
     "save_moments",
     "summary",
 ]

@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from diffusion_core.data import (
 
 GRAMMAR = re.compile(
     r"an? (?:(?P<size>small|large) )?(?P<colour>\w+) (?P<kind>\w+)"
-    r"(?: (?P<relation>above|below|to the left of|to the right of) an? (?P<colour_2>\w+) (?P<kind_2>\w+))?"
+    r"(?: (?P<relation>above|below|to the left of|to the right of)"
+    r" an? (?:(?P<size_2>small) )?(?P<colour_2>\w+) (?P<kind_2>\w+))?"
     r" on an? (?P<background>\w+) background"
 )
 # How a thing's distance to the other's centre must point: (rightwards, downwards).
@@ -67,7 +69,7 @@ def seen(cover):
     elif fill > 0.68:
         kind = "square" if fill > 0.9 else "circle"
     else:  # 1/6, about 1/20 and 0 of the height, were there no pixels
-        kind = "triangle" if lower > 0.1 else "star" if lower > 0.007 else "cross"
+        kind = "triangle" if lower > 0.1 else "star" if lower > 0.005 else "cross"
     return kind, x.item(), y.item(), max(height, width).item()
 
 
@@ -90,8 +92,11 @@ def test_the_caption_is_true_of_the_picture(size):
             assert words["size"] == ("small" if extent < 0.36 * size else "large"), caption
             continue
         pairs += 1
-        kind_2, x_2, y_2, _ = seen(cover_of(pixels, words["colour_2"], words["background"]))
+        kind_2, x_2, y_2, extent_2 = seen(cover_of(pixels, words["colour_2"], words["background"]))
         assert kind_2 == words["kind_2"], caption
+        for named, length in ((words["size"], extent), (words["size_2"], extent_2)):
+            assert named in (None, "small"), caption
+            assert length < (0.36 if named else 0.42) * size, caption
         right, down = DIRECTIONS[words["relation"]]
         along = (x - x_2) * right + (y - y_2) * down
         across = abs((x - x_2) * down) + abs((y - y_2) * right)
@@ -108,8 +113,8 @@ def test_captions_are_written_out():
         "a small blue circle on an orange background",
         "a large green star on a blue background",
         "a large blue triangle on a yellow background",
-        "a black star above a blue triangle on a red background",
-        "a yellow triangle below a red square on a green background",
+        "a black triangle above a blue triangle on a red background",
+        "a yellow triangle below a red circle on a green background",
         "a large orange square on a purple background",
         "a large purple circle on a blue background",
     ]
@@ -215,7 +220,10 @@ def test_everything_occurs_as_often_as_it_should():
     even([s.things[0].size for s in singles], ("small", "large"))
     even([s.relation for s in pairs], RELATIONS)
     assert {s.relation for s in singles} == {""}
-    assert {t.size for s in pairs for t in s.things} == {""}
+    for i in (0, 1):  # a quarter of the things in pairs are small, each by itself
+        even([s.things[i].size or pick for s, pick in zip(pairs, cycle("abc"))], ("small", *"abc"))
+    both = sum(all(t.size for t in s.things) for s in pairs)
+    assert abs(both - len(pairs) / 16) < 4 * math.sqrt(len(pairs) * 15 / 256)
 
 
 def test_things_lie_inside_and_apart_and_differ_in_colour():
@@ -236,11 +244,12 @@ def test_places_and_radii_fill_the_room_that_they_have():
     edge is 1 away, two things are 2 apart."""
     scenes = shapes(1500, size=16).scenes
     singles = [s.things[0] for s in scenes if len(s.things) == 1]
-    pairs = []
+    pairs, sized = [], []
     for s in scenes:
         if len(s.things) == 2:
             ahead, behind = sorted(s.things, key=lambda t: t.x + t.y)
             upright = s.relation in ("above", "below")
+            sized += [(t.size, t.radius) for t in s.things]
             pairs.append(((ahead.y, ahead.x) if upright else (ahead.x, ahead.y), ahead.radius))
             pairs[-1] += ((behind.y, behind.x) if upright else (behind.x, behind.y), behind.radius)
 
@@ -254,8 +263,8 @@ def test_places_and_radii_fill_the_room_that_they_have():
     for axis in ("x", "y"):  # 0: at the near edge, 1: at the far one
         room = [(t.radius + 0.032, getattr(t, axis)) for t in singles]
         fills([(at - least) / (1 - 2 * least) for least, at in room], 0, 1)
-    fills([r for _, r, _, _ in pairs], 0.15, 0.19)
-    fills([r for _, _, _, r in pairs], 0.15, 0.19)
+    for name, low, high in (("small", 0.13, 0.16), ("", 0.15, 0.19)):
+        fills([radius for size, radius in sized if size == name], low, high)
     rooms = [1 - 2 * 0.032 - 0.064 - 2 * (r + r_2) for _, r, _, r_2 in pairs]
     befores = [a - r - 0.032 for (a, _), r, _, _ in pairs]
     afters = [1 - 0.032 - r_2 - a_2 for _, _, (a_2, _), r_2 in pairs]
