@@ -6,7 +6,7 @@ parts:
 A part measures first how fast the device is, and then makes itself as large as its share of the minutes allows: on a CPU, small. One
 part alone has all the minutes: `python -m tools.gpu mnist --minutes 8`. What is finished is stored at once; stopped at any moment, the
 same command goes on. It needs no virtual environment of its own: any Python that has the packages of requirements.txt (for the benchmarks,
-requirements-compare.txt too) will do. The results are at most six files, none above 16 MiB; CONTRIBUTING.md, "New weights", says what
+requirements-compare.txt too) will do. The results are at most seven files, none above 16 MiB; CONTRIBUTING.md, "New weights", says what
 becomes of them.
 """
 
