@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_core._validate import UsageError
 from diffusion_core.training.average import EMA
 from diffusion_core.training.checkpoints import RunState, run_folder, save_checkpoint
 from diffusion_core.training.config import TrainConfig, lr_at, resolve_precision
@@ -41,7 +42,8 @@ def fit(
     must share with the first one, besides `config`.
 
     Returns: the net, its moving average, and the log (dicts with step, loss, seconds).
-    Raises: as train, of diffusion_core.training: OSError, ValueError, NanLoss.
+    Raises: as train, of diffusion_core.training: OSError, ValueError, NanLoss; ValueError for
+        a factor that no parameter has.
     """
     device = next(net.parameters()).device.type
     config = dataclasses.replace(config, precision=resolve_precision(config.precision, device))
@@ -88,6 +90,13 @@ def fit(
 
 def _groups(net: nn.Module, scales: dict[str, float]) -> list[dict[str, Any]]:
     """The parameters that want a gradient, those of one factor together."""
+    unused = [
+        start
+        for start in scales
+        if not any(name.startswith(start) for name, _ in net.named_parameters())
+    ]
+    if unused:
+        raise UsageError(f"lr_scales: no parameter's name begins with {', '.join(unused)}")
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:

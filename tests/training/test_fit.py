@@ -208,3 +208,9 @@ def test_bf16_ends_with_the_training():
     half.net(torch.zeros(1, 3))
     assert dtypes[-1] == torch.float32
     assert losses(half) == pytest.approx(losses(run()), rel=0.1, abs=0.02)
+
+
+def test_a_factor_for_no_parameter_is_an_error():
+    net = torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1)})
+    with pytest.raises(ValueError, match="begins with b"):
+        fit(net, lambda k: net["a"](torch.ones(1, 1)).sum(), TrainConfig(), lr_scales={"b": 0.5})
