@@ -3,6 +3,7 @@ laptop trains."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from diffusion_core._validate import UsageError
 from diffusion_core.data.words import MOST_TOKENS, write_tokenizer
+from diffusion_core.files import write_json
 from diffusion_core.networks import AutoencoderKL
 
 if TYPE_CHECKING:
@@ -154,11 +156,14 @@ def build_pipeline(
 
 
 def save_pipeline(pipeline: diffusers.StableDiffusionPipeline, folder: str | Path) -> None:
-    """The pipeline in half precision as a folder of diffusers, readable for everyone
-    (safetensors writes files that only their owner may read)."""
+    """The pipeline in half precision as a folder of diffusers, which opens in single precision
+    unless another is asked for, and is readable for everyone (safetensors writes files that
+    only their owner may read)."""
     folder = Path(folder)
     pipeline.to(torch.float16).save_pretrained(folder)
     pipeline.to(torch.float32)
+    config = folder / "text_encoder" / "config.json"  # transformers takes the type from there
+    write_json(config, json.loads(config.read_text(encoding="utf8")) | {"dtype": "float32"})
     for file in (folder / "tokenizer").iterdir():
         file.unlink()
     write_tokenizer(folder / "tokenizer")
@@ -179,7 +184,7 @@ def load_pocket(folder: str | Path = POCKET) -> diffusers.StableDiffusionPipelin
             f"{folder} holds no pipeline (no model_index.json); the package ships one in {POCKET}"
         )
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=torch.float32, safety_checker=None, local_files_only=True
+        folder, safety_checker=None, local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

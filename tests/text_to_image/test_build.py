@@ -53,6 +53,8 @@ def test_a_folder_comes_back_as_it_was_to_half_precision(fresh, tmp_path):
     before = paint(fresh)
     save_pipeline(fresh, tmp_path / "pocket")
     after = paint(load_pocket(tmp_path / "pocket"))
+    parts = load_pocket(tmp_path / "pocket").components
+    assert {parts[n].dtype for n in ("unet", "vae", "text_encoder")} == {torch.float32}
     assert after.dtype == torch.float32
     assert (after - before).abs().max() < 0.01  # half precision has 11 bits
     again = paint(load_pocket(tmp_path / "pocket"))
