@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,7 @@ def add_adapter(
     if missing:
         raise UsageError(f"no layer of the U-Net has a name that ends in {', '.join(missing)}")
     unet.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
         config = LoraConfig(r=r, lora_alpha=alpha, target_modules=list(targets))  # type: ignore[arg-type]
         unet.add_adapter(config, adapter_name=name)
@@ -132,8 +133,7 @@ def load_adapter(
     wanted = _by_layer(path, read_safetensors(path)[0])
     _check_new(pipeline.unet, name)
     _check_fits(pipeline.unet, path, wanted)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # that some are missing: counted below
+    with _quiet():
         pipeline.unet.load_lora_adapter(
             path.parent, prefix="unet", weight_name=path.name, adapter_name=name
         )
@@ -160,6 +160,16 @@ def remove_adapter(pipeline: diffusers.StableDiffusionPipeline, name: str = "def
     pipeline.unet.delete_adapters(name)
     if not getattr(pipeline.unet, "peft_config", {}):
         pipeline.unet.unload_lora()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without peft's warnings that an adapter is the second one, which is meant, and that
+    layers are missing, which load_adapter counts."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+        warnings.filterwarnings("ignore", "While injecting the PEFT adapters", RuntimeWarning)
+        yield
 
 
 def _by_layer(path: Path, tensors: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:

@@ -242,7 +242,7 @@ def test_layers_that_the_base_does_not_have(tmp_path):
     ],
 )
 def test_other_files(tmp_path, tensors, says):
-    write_safetensors(tmp_path / ADAPTER, tensors, {})
+    write_safetensors(tmp_path / ADAPTER, tensors, {"format": "pt"})
     with pytest.raises(UsageError, match=says):
         load_adapter(tiny_pipeline(), tmp_path)
 
