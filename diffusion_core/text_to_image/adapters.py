@@ -156,18 +156,24 @@ def load_adapter(
 
 
 def remove_adapter(pipeline: diffusers.StableDiffusionPipeline, name: str = "default") -> None:
-    """Take an adapter away; without any, the U-Net has its old layers again."""
-    pipeline.unet.delete_adapters(name)
-    if not getattr(pipeline.unet, "peft_config", {}):
+    """Take an adapter away. Of those that remain the first is active; without any, the U-Net
+    has its old layers again."""
+    with _quiet():
+        pipeline.unet.delete_adapters(name)
+    left = list(getattr(pipeline.unet, "peft_config", {}))
+    if left:
+        pipeline.unet.set_adapters(left[:1])
+    else:
         pipeline.unet.unload_lora()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without peft's warnings that an adapter is the second one, which is meant, and that
-    layers are missing, which load_adapter counts."""
+    """Without peft's warnings: that an adapter is the second one and that the active one goes,
+    which is meant, and that layers are missing, which load_adapter counts."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+        warnings.filterwarnings("ignore", "Adapter .* was active which is now", UserWarning)
         warnings.filterwarnings("ignore", "While injecting the PEFT adapters", RuntimeWarning)
         yield
 
