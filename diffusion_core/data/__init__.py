@@ -1,5 +1,12 @@
-"""Images, as they are stored and as the models see them, and drawn scenes with captions."""
+"""Images, as they are stored and as the models see them; drawn scenes with captions; folders of
+captioned images."""
 
+from diffusion_core.data.folders import (
+    METADATA,
+    Captioned,
+    load_captioned_folder,
+    save_captioned_folder,
+)
 from diffusion_core.data.images import (
     SIZES,
     Images,
@@ -31,11 +38,13 @@ from diffusion_core.data.words import (
 
 __all__ = [
     "KINDS",
+    "METADATA",
     "MOST_TOKENS",
     "PALETTE",
     "RELATIONS",
     "SIZES",
     "WORDS",
+    "Captioned",
     "Images",
     "Name",
     "Scene",
@@ -46,7 +55,9 @@ __all__ = [
     "describe",
     "draw_scene",
     "from_uint8",
+    "load_captioned_folder",
     "load_images",
+    "save_captioned_folder",
     "shapes",
     "signed_distance",
     "to_uint8",

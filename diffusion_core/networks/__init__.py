@@ -1,4 +1,4 @@
-"""Networks: the U-Net, an autoencoder, a classifier. They know nothing of schedules."""
+"""Networks: the U-Net, an autoencoder, a classifier, and LoRA. They know nothing of schedules."""
 
 from diffusion_core.networks.autoencoder import (
     AutoencoderKL,
@@ -8,6 +8,14 @@ from diffusion_core.networks.autoencoder import (
 from diffusion_core.networks.classifier import (
     Classifier,
     classify,
+)
+from diffusion_core.networks.lora import (
+    LoRAConv2d,
+    LoRALinear,
+    inject,
+    lora_state_dict,
+    merge,
+    unload,
 )
 from diffusion_core.networks.unet import (
     AttentionBlock,
@@ -23,11 +31,17 @@ __all__ = [
     "AutoencoderKL",
     "Classifier",
     "Level",
+    "LoRAConv2d",
+    "LoRALinear",
     "Posterior",
     "ResidualBlock",
     "UNet",
     "Upsample",
     "classify",
+    "inject",
     "latent_scale",
+    "lora_state_dict",
+    "merge",
     "timestep_embedding",
+    "unload",
 ]

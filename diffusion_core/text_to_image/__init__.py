@@ -1,6 +1,15 @@
 """The pocket Stable Diffusion: the classes of diffusers and transformers at a size that a
 laptop trains. Building, training and loading it needs the extra `text-to-image`."""
 
+from diffusion_core.text_to_image.adapters import (
+    ADAPTER,
+    TARGETS,
+    adapter_tensors,
+    add_adapter,
+    load_adapter,
+    remove_adapter,
+    save_adapter,
+)
 from diffusion_core.text_to_image.autoencoder import (
     autoencoder_loss,
     balance_latents,
@@ -12,6 +21,12 @@ from diffusion_core.text_to_image.build import (
     load_pocket,
     save_pipeline,
     to_diffusers_vae,
+)
+from diffusion_core.text_to_image.fine_tune import (
+    FINE_TUNE,
+    encode_captions,
+    encode_images,
+    fine_tune,
 )
 from diffusion_core.text_to_image.recipe import (
     train_pocket,
@@ -29,14 +44,25 @@ from diffusion_core.text_to_image.train import (
 )
 
 __all__ = [
+    "ADAPTER",
+    "FINE_TUNE",
     "POCKET",
+    "TARGETS",
+    "adapter_tensors",
+    "add_adapter",
     "autoencoder_loss",
     "balance_latents",
     "build_pipeline",
+    "encode_captions",
+    "encode_images",
     "encode_text",
+    "fine_tune",
     "held_out",
     "is_new",
+    "load_adapter",
     "load_pocket",
+    "remove_adapter",
+    "save_adapter",
     "save_pipeline",
     "scenes_of",
     "to_diffusers_vae",
