@@ -61,12 +61,12 @@ BUDGET = 25e12  # multiply-adds of training
 BATCH, S, N, SHOWN, CHUNK = 64, 25, 1_000, 10, 125
 TRAIN, REAL, FLOOR = (16_000, 1), (10_000, 2), 3  # scenes and seed; the floor's seeds from here on
 SEEDS, RATES = (0, 1, 2), (1e-3, 2e-3, 5e-4)
-STDS = (5.49, 1 / 5.49)  # Stable Diffusion's latents without their scale; with it, twice
+STDS = (5.49, 0.18)  # Stable Diffusion's latents without their scale; with it, twice
 
 
 @dataclasses.dataclass(frozen=True)
 class Net:
-    """One training run. `std`: that of the latents it sees; 0 stands for the autoencoder's own."""
+    """One training run. `std`: the standard deviation of the latents that it sees."""
 
     space: str
     lr: float
@@ -151,23 +151,10 @@ def data(space: str) -> Tensor:
     pixels = shapes(*TRAIN).pixels
     if space == "pixels":
         return pixels
-    autoencoder, _ = load_autoencoder()
+    autoencoder, scale = load_autoencoder()
     with torch.no_grad():
-        z = torch.cat([autoencoder.encode(from_uint8(part)).mean for part in pixels.split(CHUNK)])
-    return z / z.std()
-
-
-@functools.cache
-def own_std() -> float:
-    autoencoder, _ = load_autoencoder()
-    with torch.no_grad():
-        parts = from_uint8(shapes(*TRAIN).pixels).split(CHUNK)
-        return torch.cat([autoencoder.encode(part).mean for part in parts]).std().item()
-
-
-def factor(net: Net) -> float:
-    """What latents of standard deviation 1 are multiplied with."""
-    return net.std or own_std()
+        parts = [autoencoder.encode(from_uint8(part)).mean for part in pixels.split(CHUNK)]
+    return scale * torch.cat(parts)
 
 
 def schedule() -> NoiseSchedule:
@@ -184,7 +171,7 @@ def train(net: Net, stop: float) -> None:
     def loss_of_step(k: int) -> Tensor:
         generator = torch.Generator().manual_seed(net.seed * 1_000_003 + k)
         chosen = x[torch.randint(0, len(x), (BATCH,), generator=generator)]
-        x_0 = from_uint8(chosen) if net.space == "pixels" else factor(net) * chosen
+        x_0 = from_uint8(chosen) if net.space == "pixels" else net.std * chosen
 
         def eps_model(x_t: Tensor, t: Tensor) -> Tensor:
             return unet(x_t, t).float()
@@ -223,14 +210,14 @@ def paint(row: Row) -> Tensor:
             return unet(x_t, t).float()
 
     if row.clip != "none":
-        limit = 1.0 if row.clip == "box" else factor(net) * data("latents").abs().max().item()
+        limit = 1.0 if row.clip == "box" else net.std * data("latents").abs().max().item()
         model = clip_x0(model, table, -limit, limit)  # type: ignore[assignment]
     autoencoder, scale = load_autoencoder()
     images = []
     for x_T in noise(net.space, N, net.seed).split(CHUNK):
         x = last(ddim_sample(model, x_T, timesteps(table.T, S), table))
         if net.space == "latents":
-            x = autoencoder.decode(x * own_std() / factor(net))
+            x = autoencoder.decode(x / (scale * net.std))
         images.append(x)
     return torch.cat(images)
 
@@ -317,7 +304,8 @@ def plan() -> Iterator[Net]:
     for seed in SEEDS[1:]:
         yield from (Net(space, rate, seed) for space, rate in rates.items() if rate)
     yield Net("pixels", rates["pixels"] or 0, 0, "all")
-    yield from (Net("latents", rates["latents"] or 0, 0, std=std) for std in (0.0, *STDS))
+    stds = (round(1 / load_autoencoder()[1], 2), *STDS)  # the first: ours, without its scale
+    yield from (Net("latents", rates["latents"] or 0, 0, std=std) for std in stds)
 
 
 def work(stop: float) -> None:

@@ -4,6 +4,7 @@ laptop trains. Building, training and loading it needs the extra `text-to-image`
 from diffusion_core.text_to_image.autoencoder import (
     autoencoder_loss,
     balance_latents,
+    load_autoencoder,
     train_autoencoder,
 )
 from diffusion_core.text_to_image.build import (
@@ -36,6 +37,7 @@ __all__ = [
     "encode_text",
     "held_out",
     "is_new",
+    "load_autoencoder",
     "load_pocket",
     "save_pipeline",
     "scenes_of",
