@@ -24,6 +24,8 @@ WRITTEN = {  # what a docstring calls a paper, where that is not its key
     "Attention": "Vaswani et al. 2017",
     "FID": "Heusel et al. 2017",
     "KID": "Binkowski et al. 2018",
+    "VAE": "Kingma & Welling 2014",
+    "LDM": "Rombach et al. 2022",
 }
 
 

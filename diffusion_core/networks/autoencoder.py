@@ -20,13 +20,16 @@ class Posterior(NamedTuple):
     log_var: Tensor
 
     def draw(self, z: Tensor) -> Tensor:
-        """A sample, from a draw of N(0, I) of the mean's shape: mean + exp(log_var / 2) z."""
+        """A sample, from a draw of N(0, I) of the mean's shape.
+
+        Equation: Kingma & Welling 2014 sec. 2.4, mean + std z with std = exp(log_var / 2).
+        """
         return self.mean + torch.exp(0.5 * self.log_var) * z
 
     def kl(self) -> Tensor:
         """The divergence from N(0, I), in nats, summed over the latent.
 
-        Equation: Kingma & Welling 2014, appendix B,
+        Equation: Kingma & Welling 2014 app. B,
 
                 KL = 1/2 sum (mean^2 + var - 1 - log var)
         Shapes: result (B,).
@@ -206,7 +209,7 @@ def latent_scale(autoencoder: AutoencoderKL, x: Tensor, batch_size: int = 250) -
     """The factor that gives latents a standard deviation of 1, over all their numbers
     together: what diffusers calls `scaling_factor`.
 
-    Equation: Rombach et al. 2022, appendix G: z <- z / sigma-hat, with sigma-hat^2 the mean
+    Equation: Rombach et al. 2022 app. G: z <- z / sigma-hat, with sigma-hat^2 the mean
         of (z - mean)^2 over images, channels and places.
     Shapes: x (N, 3, H, W) in [-1, 1].
     """

@@ -13,6 +13,7 @@ from diffusion_core.text_to_image.adapters import (
 from diffusion_core.text_to_image.autoencoder import (
     autoencoder_loss,
     balance_latents,
+    load_autoencoder,
     train_autoencoder,
 )
 from diffusion_core.text_to_image.build import (
@@ -60,6 +61,7 @@ __all__ = [
     "held_out",
     "is_new",
     "load_adapter",
+    "load_autoencoder",
     "load_pocket",
     "remove_adapter",
     "save_adapter",

@@ -1,17 +1,22 @@
-"""How the pocket Stable Diffusion's autoencoder is trained."""
+"""The pocket Stable Diffusion's autoencoder: how it is trained, and the one that ships."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from diffusion_core._validate import UsageError
 from diffusion_core.data import from_uint8
+from diffusion_core.files import read_safetensors
 from diffusion_core.networks import AutoencoderKL, Posterior
+from diffusion_core.pretrained import WEIGHTS
 from diffusion_core.training import TrainConfig, TrainResult, fit
 
+VAE = WEIGHTS / "pocket" / "vae"  # in diffusers' format
 KL_WEIGHT = 2e-4
 AUTOENCODER = TrainConfig(
     steps=3_200, batch_size=48, lr=2e-3, ema_decay=0.995, log_every=50, checkpoint_every=500
@@ -95,3 +100,33 @@ def balance_latents(net: AutoencoderKL, x: Tensor) -> None:
     weight, bias = net.post_quant_conv.parameters()
     bias.add_(weight[:, :, 0, 0] @ mean)
     weight.div_(factor[None, :, None, None])
+
+
+def load_autoencoder(folder: str | Path = VAE) -> tuple[AutoencoderKL, float]:
+    """A trained autoencoder from a folder in the format of diffusers, the shipped one unless
+    another is given, and its latent scale: latents times this have a standard deviation of 1.
+
+    Returns: (autoencoder, scale), the autoencoder in eval mode, float32.
+    Raises: FileNotFoundError if the folder lacks a file; UsageError if it holds another kind of
+        autoencoder.
+    """
+    folder = Path(folder)
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    for file in (folder / "config.json", weights):
+        if not file.exists():
+            raise FileNotFoundError(f"{file} is missing: {folder} holds no autoencoder")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tensors, _ = read_safetensors(weights)
+    try:
+        net = AutoencoderKL(
+            channels=config["block_out_channels"],
+            blocks=config["layers_per_block"],
+            groups=config["norm_num_groups"],
+            image=config["in_channels"],
+            latent=config["latent_channels"],
+        )
+        net.load_state_dict({k: v.float() for k, v in tensors.items()})
+        scale = float(config["scaling_factor"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{folder} describes no autoencoder of this book: {error!r}") from error
+    return net.eval().requires_grad_(False), scale

@@ -6,9 +6,11 @@ import json
 
 import pytest
 
-from benchmarks import study
+from benchmarks import kl_weight, latent_table, study
 from benchmarks.guidance_table import ROWS, SIZES, Row
+from diffusion_core.files import sha256
 from diffusion_core.pretrained import TABLES, WEIGHTS, load_table, read_card
+from diffusion_core.text_to_image.autoencoder import VAE
 from diffusion_core.training import RECIPES
 
 
@@ -97,3 +99,26 @@ def test_the_study_is_whole_and_was_made_with_the_shipped_weights():
     for row in table["rows"]:
         assert row["evaluations"] == row["S"] * (1 if row["gamma"] == 1 else 2) <= 50
         assert 0 <= row["agreement"] <= 1 and row["frechet"] > 0 and row["spread"] > 0
+
+
+def test_the_weights_of_kl_are_whole_and_of_todays_settings():
+    table = load_table("kl_weight")
+    now = {"config": dataclasses.asdict(kl_weight.CONFIG), "net": kl_weight.NET}
+    assert {key: table[key] for key in now} == json.loads(json.dumps(now))
+    found = [(row["weight"], row["seed"]) for row in table["rows"]]
+    assert sorted(found) == sorted(itertools.product(kl_weight.WEIGHTS, kl_weight.SEEDS))
+
+
+def test_latents_were_measured_on_the_shipped_autoencoder():
+    table = load_table("latent_shapes")
+    shipped = sha256(VAE / "diffusion_pytorch_model.safetensors")
+    assert table["autoencoder_sha256"] == shipped, "python -m benchmarks.latent_table"
+    assert set(table["best_rates"]) == {"pixels", "latents"}
+    for space, rate in table["best_rates"].items():
+        rows = [r for r in table["rows"] if r["space"] == space and r["lr"] == rate]
+        usual = [r for r in rows if (r["budget"], r["std"]) == ("unet", 1.0)]
+        assert {r["seed"] for r in usual} == set(latent_table.SEEDS)
+        for row in usual:
+            one = 3 * latent_table.BATCH * table["counts"][space]
+            assert abs(row["training"] - latent_table.BUDGET) <= 0.05 * latent_table.BUDGET + one
+    assert {f["name"] for f in table["floors"]} == {"real", "rebuilt"}
