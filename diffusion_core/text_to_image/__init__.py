@@ -13,6 +13,18 @@ from diffusion_core.text_to_image.build import (
     save_pipeline,
     to_diffusers_vae,
 )
+from diffusion_core.text_to_image.loading import (
+    STABLE_DIFFUSION,
+    open_pipeline,
+)
+from diffusion_core.text_to_image.painting import (
+    GUIDANCE_SCALE,
+    STEPS,
+    SchedulerName,
+    check_prompt,
+    make_scheduler_like,
+    paint_prompts,
+)
 from diffusion_core.text_to_image.recipe import (
     train_pocket,
 )
@@ -29,14 +41,22 @@ from diffusion_core.text_to_image.train import (
 )
 
 __all__ = [
+    "GUIDANCE_SCALE",
     "POCKET",
+    "STABLE_DIFFUSION",
+    "STEPS",
+    "SchedulerName",
     "autoencoder_loss",
     "balance_latents",
     "build_pipeline",
+    "check_prompt",
     "encode_text",
     "held_out",
     "is_new",
     "load_pocket",
+    "make_scheduler_like",
+    "open_pipeline",
+    "paint_prompts",
     "save_pipeline",
     "scenes_of",
     "to_diffusers_vae",
