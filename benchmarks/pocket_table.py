@@ -34,8 +34,8 @@ import torch
 
 from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import Scene
-from diffusion_core.evaluation import estimate
-from diffusion_core.evaluation.prompts import LEAST_IOU, judge_scene
+from diffusion_core.evaluation import estimate, judge_scene
+from diffusion_core.evaluation.prompts import LEAST_IOU
 from diffusion_core.files import sha256, write_json
 from diffusion_core.pretrained import TABLES
 from diffusion_core.text_to_image import POCKET, load_pocket, paint_prompts, scenes_of

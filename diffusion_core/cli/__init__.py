@@ -1,4 +1,5 @@
-"""The command line, one file a command: `python -m diffusion_core train | sample | evaluate | paint`."""
+"""The command line, one file a command: `python -m diffusion_core train | sample | evaluate |
+paint`."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line, as argparse sees it."""
     parser = argparse.ArgumentParser(
         prog="python -m diffusion_core",
-        description="Train, sample and evaluate diffusion models, paint what a sentence says: --help after each says more.",
+        description="Train, sample and evaluate diffusion models, or paint what a sentence says: "
+        "--help after each says more.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for module in (train, sample, evaluate, paint):

@@ -48,7 +48,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser = add_command(commands, paint, "paint what a prompt says", _HELP)
     add = parser.add_argument
     add("prompt", metavar="PROMPT", help='such as "a red star above a blue ring"')
-    add("--out", type=Path, default=Path("picture.png"), metavar="FILE", help="default: picture.png")
+    add(
+        "--out", type=Path, default=Path("picture.png"), metavar="FILE", help="default: picture.png"
+    )
     add("--n", type=int, default=1, help="how many pictures, in rows of eight (default: 1)")
     add("--seed", type=int, default=0, help="of the first; the next has SEED + 1 (default: 0)")
     add("--steps", type=int, default=STEPS, help=f"at most 1000 (default: {STEPS})")

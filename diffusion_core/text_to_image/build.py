@@ -3,7 +3,12 @@ laptop trains."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +17,7 @@ from torch import nn
 
 from diffusion_core._validate import UsageError
 from diffusion_core.data.words import MOST_TOKENS, write_tokenizer
+from diffusion_core.files import write_json
 from diffusion_core.networks import AutoencoderKL
 
 if TYPE_CHECKING:
@@ -155,10 +161,15 @@ def build_pipeline(
 
 def save_pipeline(pipeline: diffusers.StableDiffusionPipeline, folder: str | Path) -> None:
     """The pipeline in half precision as a folder of diffusers, readable for everyone
-    (safetensors writes files that only their owner may read)."""
+    (safetensors writes files that only their owner may read). The text encoder's configuration
+    asks for single precision: else transformers would open it in half, diffusers the rest in
+    single, and the two do not fit."""
     folder = Path(folder)
-    pipeline.to(torch.float16).save_pretrained(folder)
-    pipeline.to(torch.float32)
+    with quiet():
+        pipeline.to(torch.float16).save_pretrained(folder)
+        pipeline.to(torch.float32)
+    config = folder / "text_encoder" / "config.json"
+    write_json(config, json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"})
     for file in (folder / "tokenizer").iterdir():
         file.unlink()
     write_tokenizer(folder / "tokenizer")
@@ -178,8 +189,33 @@ def load_pocket(folder: str | Path = POCKET) -> diffusers.StableDiffusionPipelin
         raise FileNotFoundError(
             f"{folder} holds no pipeline (no model_index.json); the package ships one in {POCKET}"
         )
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=torch.float32, safety_checker=None, local_files_only=True
-    )
+    with quiet():
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            str(folder), torch_dtype=torch.float32, safety_checker=None, local_files_only=True
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """diffusers and transformers without bars of loading, remarks on precision, and the warning
+    that torch_dtype will have another name one day (older versions know only this one)."""
+    from diffusers.utils import logging as theirs
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = (
+        theirs.get_verbosity(),
+        [module for module in (theirs, transformers_logging) if module.is_progress_bar_enabled()],
+    )
+    theirs.set_verbosity(logging.CRITICAL)
+    for module in bars:
+        module.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        theirs.set_verbosity(verbosity)
+        for module in bars:
+            module.enable_progress_bar()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from diffusion_core._validate import UsageError, check_device
-from diffusion_core.text_to_image.build import POCKET, need_diffusers
+from diffusion_core.text_to_image.build import need_diffusers, quiet
 
 if TYPE_CHECKING:
     import diffusers
@@ -65,9 +63,9 @@ def open_pipeline(
             tried.append(_NO_GPU.format(name=str(place)))
             continue
         try:
-            with _quiet():
+            with quiet():
                 pipeline = DiffusionPipeline.from_pretrained(
-                    place, torch_dtype=dtype or half, local_files_only=local
+                    str(place), torch_dtype=dtype or half, local_files_only=local
                 )
         except (OSError, ValueError) as error:
             tried.append(f"{place}: {_why(error, local)}")
@@ -132,18 +130,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No log of what open_pipeline says itself, and no bars of loading."""
-    from diffusers.utils import logging as theirs
-
-    before: Any = theirs.get_verbosity()
-    theirs.set_verbosity(logging.CRITICAL)
-    theirs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        theirs.set_verbosity(before)
-        theirs.enable_progress_bar()

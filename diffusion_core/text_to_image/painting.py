@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core._validate import UsageError, check_choice, check_finite, check_whole
-from diffusion_core.data.words import MOST_TOKENS, WORDS, unknown_words
+from diffusion_core.data import MOST_TOKENS, WORDS, unknown_words
 
 if TYPE_CHECKING:
     import diffusers
