@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from benchmarks import study
+from benchmarks import pocket_table, study
 from benchmarks.guidance_table import ROWS, SIZES, Row
 from diffusion_core.pretrained import TABLES, WEIGHTS, load_table, read_card
+from diffusion_core.text_to_image import GUIDANCE_SCALE
 from diffusion_core.training import RECIPES
 
 
@@ -97,3 +98,24 @@ def test_the_study_is_whole_and_was_made_with_the_shipped_weights():
     for row in table["rows"]:
         assert row["evaluations"] == row["S"] * (1 if row["gamma"] == 1 else 2) <= 50
         assert 0 <= row["agreement"] <= 1 and row["frechet"] > 0 and row["spread"] > 0
+
+
+def test_prompts_were_scored_on_the_shipped_pocket_model():
+    table = load_table("pocket")
+    stored = read_card(WEIGHTS / "pocket.json")["sha256"]
+    assert table["weights_sha256"] == stored["unet/diffusion_pytorch_model.safetensors"], (
+        "the weights have changed: python -m benchmarks.pocket_table"
+    )
+    assert table["guidance_scale"] == GUIDANCE_SCALE
+    found = [settings_of(row) for row in table["rows"]]
+    assert found == pocket_table.accuracy_rows(pocket_table.PROMPTS, GUIDANCE_SCALE)
+    found = [settings_of(row) for row in table["guidance"]]
+    assert found == pocket_table.guidance_rows(pocket_table.SMALL)
+    found = [settings_of(row) for row in table["schedulers"]]
+    assert found == pocket_table.scheduler_rows(pocket_table.SMALL, GUIDANCE_SCALE)
+    for row in table["rows"]:
+        assert len(row["wrong"]) == round((1 - row["right"]) * row["n"])
+
+
+def settings_of(row):
+    return pocket_table.Row(**{k: row[k] for k in pocket_table.Row.__dataclass_fields__})
