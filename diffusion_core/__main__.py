@@ -1,4 +1,4 @@
-"""python -m diffusion_core train | sample | evaluate: `--help` after each says more."""
+"""python -m diffusion_core train | sample | evaluate | paint: `--help` after each says more."""
 
 from __future__ import annotations
 

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from diffusion_core._validate import as_time, check_batch, check_choice, check_same_shape
 from diffusion_core.ddpm import Variance
-from diffusion_core.prediction import EpsModel
+from diffusion_core.prediction import EpsModel, eps_from_v, predict_eps
 from diffusion_core.schedules import NoiseSchedule
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
 TheirSpacing = Literal["trailing", "leading", "linspace"]
+Predicts = Literal["epsilon", "v_prediction", "sample"]
 _VARIANCE_TYPE = {"posterior": "fixed_small", "beta": "fixed_large"}
 
 
@@ -47,12 +48,8 @@ class AsEpsModel(nn.Module):
         self.unet = unet
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        time = as_time(t, 1, math.inf)
-        check_batch(time, x_t)
-        whole = bool((time == time.round()).all())
-        index = (time - 1).to(x_t.device, torch.int64 if whole else torch.float32)
         labels = {} if y is None else {"class_labels": y}
-        output = self.unet(x_t, index.expand(x_t.shape[0]), **labels)
+        output = self.unet(x_t, _index(t, x_t), **labels)
         eps = getattr(output, "sample", None)
         if not isinstance(eps, Tensor):
             raise TypeError(
@@ -123,6 +120,51 @@ class AsDiffusersUNet(nn.Module):
         y = () if class_labels is None else (class_labels,)
         eps = self.eps_model(sample, t, *y)
         return UNetOutput(eps) if return_dict else (eps,)
+
+
+class AsTextNet(nn.Module):
+    """A UNet of diffusers that reads text as a net of guidance.py; text_net makes it.
+
+    Equation: eps(x_t, t, y) from unet(x_t, t - 1, y).sample: the same for "epsilon", eps_from_v
+        for "v_prediction", predict_eps for "sample".
+    Shapes: x_t (B, *); t () or (B,), 1 <= t; y (B, tokens, width); result (B, *).
+    Raises: ValueError if t does not fit, or the output has another shape than x_t.
+    """
+
+    def __init__(self, unet: Callable[..., Any], schedule: NoiseSchedule, kind: Predicts) -> None:
+        super().__init__()
+        self.unet, self.schedule, self.kind = unet, schedule, kind
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        said = self.unet(x_t, _index(t, x_t), encoder_hidden_states=y).sample
+        check_same_shape("the UNet's sample", said, "x_t", x_t)
+        if self.kind == "v_prediction":
+            return eps_from_v(said, x_t, t, self.schedule)
+        return said if self.kind == "epsilon" else predict_eps(said, x_t, t, self.schedule)
+
+
+def _index(t: Tensor, x_t: Tensor) -> Tensor:
+    """diffusers' timestep for our t, one an image: t - 1, whole numbers where t is one."""
+    time = as_time(t, 1, math.inf)
+    check_batch(time, x_t)
+    whole = bool((time == time.round()).all())
+    index = (time - 1).to(x_t.device, torch.int64 if whole else torch.float32)
+    return index.expand(x_t.shape[0])
+
+
+def text_net(unet: Callable[..., Any], scheduler: Any) -> AsTextNet:
+    """The U-Net of a text-to-image pipeline as a net that classifier_free_guidance takes:
+    net(x_t, t, y) with y what the text encoder says, and the empty prompt's as null.
+
+    Equation: as AsTextNet, with the scheduler's betas and its prediction_type.
+    Shapes: unet(x (B, *), timestep (B,), encoder_hidden_states=(B, tokens, width)) -> an
+        object with `.sample` (B, *).
+    Returns: an nn.Module; for samplers, condition(net, y) is an EpsModel.
+    Raises: as schedule_from; ValueError for a prediction_type that is not known.
+    """
+    kind = scheduler.config.prediction_type
+    check_choice("prediction_type", kind, Predicts)
+    return AsTextNet(unet, schedule_from(scheduler), kind)
 
 
 def from_diffusers(unet: Callable[..., Any]) -> AsEpsModel:

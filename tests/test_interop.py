@@ -10,9 +10,16 @@ import torch
 from torch.testing import assert_close
 
 from diffusion_core.ddpm import ddpm_sample, ddpm_step, q_sample
-from diffusion_core.interop import from_diffusers, schedule_from, scheduler_from, to_diffusers
+from diffusion_core.guidance import classifier_free_guidance
+from diffusion_core.interop import (
+    from_diffusers,
+    schedule_from,
+    scheduler_from,
+    text_net,
+    to_diffusers,
+)
 from diffusion_core.networks import UNet
-from diffusion_core.prediction import clip_x0
+from diffusion_core.prediction import clip_x0, eps_from_v, predict_v
 from diffusion_core.sampling import last
 from diffusion_core.schedules import NoiseSchedule, cosine_betas, linear_betas, timesteps
 from tests.conftest import normal
@@ -248,3 +255,59 @@ def test_without_diffusers_the_error_says_what_to_install(linear, monkeypatch):
 def test_the_module_does_not_import_diffusers():
     code = "import sys, diffusion_core.interop; sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- nets that read text ---
+
+
+class Reader:
+    """A U-Net of a pipeline that remembers how it was called, and says what it is told to."""
+
+    def __init__(self, says):
+        self.says = says
+
+    def __call__(self, x, timestep, encoder_hidden_states):
+        self.timestep, self.text = timestep, encoder_hidden_states
+        return SimpleNamespace(sample=self.says(x))
+
+
+def scheduler_of(linear, kind):
+    return SimpleNamespace(betas=linear.betas, config=SimpleNamespace(prediction_type=kind))
+
+
+def test_a_text_net_asks_at_t_minus_1_with_the_text(linear):
+    unet, text = Reader(torch.zeros_like), normal(2, 5, 3, seed=2)
+    text_net(unet, scheduler_of(linear, "epsilon"))(normal(2, 4), torch.tensor([1, 1000]), text)
+    assert unet.timestep.tolist() == [0, 999] and unet.timestep.dtype == torch.int64
+    assert unet.text is text
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_a_text_net_returns_the_noise_whatever_the_unet_predicts(linear, kind):
+    x_0, eps, t = normal(3, 4), normal(3, 4, seed=1), torch.tensor([1, 500, 1000])
+    said = {"epsilon": eps, "v_prediction": predict_v(x_0, eps, t, linear), "sample": x_0}[kind]
+    net = text_net(Reader(lambda x: said), scheduler_of(linear, kind))
+    found = net(q_sample(x_0, t, eps, linear), t, normal(3, 5, 3))
+    assert_close(found, eps, rtol=0, atol=1e-9)
+
+
+def test_guidance_of_v_is_guidance_of_eps(linear):
+    """The change from v to eps is linear in v, and the weights of guidance sum to 1."""
+    y, null, x = normal(2, 5, 3), normal(5, 3, seed=4), normal(2, 4)
+    unet = lambda x, timestep, encoder_hidden_states: SimpleNamespace(
+        sample=x * encoder_hidden_states.mean((1, 2))[:, None]
+    )
+    net, t = text_net(unet, scheduler_of(linear, "v_prediction")), torch.full((2,), 300)
+    v_y, v_null = x * y.mean((1, 2))[:, None], x * null.mean()
+    by_v = eps_from_v(v_null + 3.0 * (v_y - v_null), x, t, linear)
+    assert_close(classifier_free_guidance(net, y, null, 3.0)(x, t), by_v, rtol=0, atol=1e-12)
+
+
+def test_a_text_net_refuses_what_it_does_not_know(linear):
+    with pytest.raises(ValueError, match="prediction_type = 'flow' is unknown"):
+        text_net(Reader(torch.zeros_like), scheduler_of(linear, "flow"))
+    net = text_net(Reader(lambda x: x[:, :1]), scheduler_of(linear, "epsilon"))
+    with pytest.raises(ValueError, match="the UNet's sample"):
+        net(normal(2, 4), 5, normal(2, 5, 3))
+    with pytest.raises(ValueError):
+        net(normal(2, 4), 0, normal(2, 5, 3))

@@ -1,20 +1,22 @@
-"""The command line, one file a command: `python -m diffusion_core train | sample | evaluate`."""
+"""The command line, one file a command: `python -m diffusion_core train | sample | evaluate |
+paint`."""
 
 from __future__ import annotations
 
 import argparse
 
-from diffusion_core.cli import evaluate, sample, train
+from diffusion_core.cli import evaluate, paint, sample, train
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line, as argparse sees it."""
     parser = argparse.ArgumentParser(
         prog="python -m diffusion_core",
-        description="Train, sample and evaluate diffusion models: --help after each says more.",
+        description="Train, sample and evaluate diffusion models, or paint what a sentence says: "
+        "--help after each says more.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (train, sample, evaluate):
+    for module in (train, sample, evaluate, paint):
         module.add_to(commands)
     return parser
 

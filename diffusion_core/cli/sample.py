@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import io
 import re
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffusion_core._validate import UsageError, check_whole
@@ -18,7 +16,7 @@ from diffusion_core.cli.options import (
     check_file,
     load_for_sampling,
 )
-from diffusion_core.data import to_uint8
+from diffusion_core.cli.pictures import encoded, grid_of, kind_of
 from diffusion_core.files import write_bytes
 from diffusion_core.pretrained import Sampler, generate
 
@@ -71,7 +69,7 @@ def sample(
     check_file("--out", out)
     model = load_for_sampling(name, weights, device, steps, sampler, eta, guidance)
     wanted = parse_labels(labels, model.net.classes)
-    kind = _kind_of(out, model.net.channels)
+    kind = kind_of(out, model.net.channels)
     columns = 10 if wanted is None else len(wanted)
     x = generate(
         model,
@@ -84,7 +82,7 @@ def sample(
         eta=eta,
         guidance_scale=guidance,
     )
-    write_bytes(out, _encoded(_grid(x, columns), kind))
+    write_bytes(out, encoded(grid_of(x, columns), kind))
     print(f"{len(x)} images: {out}")
 
 
@@ -108,35 +106,3 @@ def parse_labels(text: str, classes: int | None) -> Tensor | None:
         )
         raise UsageError(f"--labels {text!r}: this network {known}")
     return torch.tensor([label for low, high in ends for label in range(low, high + 1)])
-
-
-def _grid(x: Tensor, columns: int) -> Image.Image:
-    """Images (N, C, H, W), row by row, as one picture, each pixel four by four."""
-    n, c, h, w = x.shape
-    pixels = to_uint8(x).reshape(n // columns, columns, c, h, w).permute(0, 3, 1, 4, 2)
-    grid = pixels.reshape(n // columns * h, columns * w, c).numpy()
-    image = Image.fromarray(grid.squeeze(-1) if c == 1 else grid)
-    return image.resize((image.width * 4, image.height * 4), Image.Resampling.NEAREST)
-
-
-def _kind_of(out: Path, channels: int) -> str:
-    """Pillow's name for the kind of file, which is tried out with one pixel.
-
-    Raises: UsageError if Pillow does not know it, or only reads it, or not with this many channels.
-    """
-    kind = Image.registered_extensions().get(out.suffix.lower())
-    if kind is None:
-        raise UsageError(f"--out {out}: {out.suffix!r} is no kind of image file; write grid.png")
-    try:
-        _encoded(_grid(torch.zeros(1, channels, 8, 8), 1), kind)
-    except Exception as error:  # each kind of file has errors of its own
-        raise UsageError(
-            f"--out {out}: Pillow cannot write this kind of file ({kind}); write grid.png"
-        ) from error
-    return kind
-
-
-def _encoded(image: Image.Image, kind: str) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind)
-    return file.getvalue()

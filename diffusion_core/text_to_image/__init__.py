@@ -29,6 +29,18 @@ from diffusion_core.text_to_image.fine_tune import (
     encode_images,
     fine_tune,
 )
+from diffusion_core.text_to_image.loading import (
+    STABLE_DIFFUSION,
+    open_pipeline,
+)
+from diffusion_core.text_to_image.painting import (
+    GUIDANCE_SCALE,
+    STEPS,
+    SchedulerName,
+    check_prompt,
+    make_scheduler_like,
+    paint_prompts,
+)
 from diffusion_core.text_to_image.recipe import (
     train_pocket,
 )
@@ -47,13 +59,18 @@ from diffusion_core.text_to_image.train import (
 __all__ = [
     "ADAPTER",
     "FINE_TUNE",
+    "GUIDANCE_SCALE",
     "POCKET",
+    "STABLE_DIFFUSION",
+    "STEPS",
     "TARGETS",
+    "SchedulerName",
     "adapter_tensors",
     "add_adapter",
     "autoencoder_loss",
     "balance_latents",
     "build_pipeline",
+    "check_prompt",
     "encode_captions",
     "encode_images",
     "encode_text",
@@ -63,6 +80,9 @@ __all__ = [
     "load_adapter",
     "load_autoencoder",
     "load_pocket",
+    "make_scheduler_like",
+    "open_pipeline",
+    "paint_prompts",
     "remove_adapter",
     "save_adapter",
     "save_pipeline",

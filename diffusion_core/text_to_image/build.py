@@ -4,7 +4,11 @@ laptop trains."""
 from __future__ import annotations
 
 import json
+import logging
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,14 +160,16 @@ def build_pipeline(
 
 
 def save_pipeline(pipeline: diffusers.StableDiffusionPipeline, folder: str | Path) -> None:
-    """The pipeline in half precision as a folder of diffusers, which opens in single precision
-    unless another is asked for, and is readable for everyone (safetensors writes files that
-    only their owner may read)."""
+    """The pipeline in half precision as a folder of diffusers, readable for everyone
+    (safetensors writes files that only their owner may read). The text encoder's configuration
+    asks for single precision: else transformers would open it in half, diffusers the rest in
+    single, and the two do not fit."""
     folder = Path(folder)
-    pipeline.to(torch.float16).save_pretrained(folder)
-    pipeline.to(torch.float32)
-    config = folder / "text_encoder" / "config.json"  # transformers takes the type from there
-    write_json(config, json.loads(config.read_text(encoding="utf8")) | {"dtype": "float32"})
+    with quiet():
+        pipeline.to(torch.float16).save_pretrained(folder)
+        pipeline.to(torch.float32)
+    config = folder / "text_encoder" / "config.json"
+    write_json(config, json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"})
     for file in (folder / "tokenizer").iterdir():
         file.unlink()
     write_tokenizer(folder / "tokenizer")
@@ -183,8 +189,33 @@ def load_pocket(folder: str | Path = POCKET) -> diffusers.StableDiffusionPipelin
         raise FileNotFoundError(
             f"{folder} holds no pipeline (no model_index.json); the package ships one in {POCKET}"
         )
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, safety_checker=None, local_files_only=True
-    )
+    with quiet():
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            str(folder), torch_dtype=torch.float32, safety_checker=None, local_files_only=True
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """diffusers and transformers without bars of loading, remarks on precision, and the warning
+    that torch_dtype will have another name one day (older versions know only this one)."""
+    from diffusers.utils import logging as theirs
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = (
+        theirs.get_verbosity(),
+        [module for module in (theirs, transformers_logging) if module.is_progress_bar_enabled()],
+    )
+    theirs.set_verbosity(logging.CRITICAL)
+    for module in bars:
+        module.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        theirs.set_verbosity(verbosity)
+        for module in bars:
+            module.enable_progress_bar()

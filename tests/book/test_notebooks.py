@@ -194,7 +194,10 @@ def test_begins_with_title_and_colab_link_and_set_up(path):
     assert f"]({address.colab_link(path)})" in first.source, (
         f"expected a link [Open in Colab]({address.colab_link(path)})"
     )
-    allowed = [address.colab_cell(), address.colab_cell("[compare]")]
+    allowed = [
+        address.colab_cell(extra)
+        for extra in ("", "[compare]", "[text-to-image]", "[compare,text-to-image]")
+    ]
     assert code_cells(path)[0].source.replace("# @title", "#@title") in allowed, (
         f"the first code cell must read\n\n{allowed[0]}"
     )

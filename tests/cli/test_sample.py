@@ -10,6 +10,7 @@ from PIL import Image
 
 from diffusion_core.__main__ import main
 from diffusion_core.cli import sample as command
+from diffusion_core.cli.pictures import grid_of
 from diffusion_core.cli.sample import parse_labels
 from diffusion_core.data import to_uint8
 
@@ -53,7 +54,7 @@ def test_no_labels():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_grid_has_a_column_for_each_label(channels):
     x = torch.rand(6, channels, 5, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    picture = np.asarray(command._grid(x, columns=3))
+    picture = np.asarray(grid_of(x, columns=3))
     assert picture.shape[:2] == (2 * 5 * 4, 3 * 4 * 4)
     for i, pixels in enumerate(to_uint8(x).permute(0, 2, 3, 1).squeeze(-1).numpy()):
         row, column = divmod(i, 3)

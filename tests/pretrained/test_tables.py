@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from benchmarks import kl_weight, latent_table, study
+from benchmarks import kl_weight, latent_table, pocket_table, study
 from benchmarks.guidance_table import ROWS, SIZES, Row
 from diffusion_core.files import sha256
 from diffusion_core.pretrained import TABLES, WEIGHTS, load_table, read_card
+from diffusion_core.text_to_image import GUIDANCE_SCALE
 from diffusion_core.text_to_image.autoencoder import VAE
 from diffusion_core.training import RECIPES
 
@@ -122,3 +123,24 @@ def test_latents_were_measured_on_the_shipped_autoencoder():
             one = 3 * latent_table.BATCH * table["counts"][space]
             assert abs(row["training"] - latent_table.BUDGET) <= 0.05 * latent_table.BUDGET + one
     assert {f["name"] for f in table["floors"]} == {"real", "rebuilt"}
+
+
+def test_prompts_were_scored_on_the_shipped_pocket_model():
+    table = load_table("pocket")
+    stored = read_card(WEIGHTS / "pocket.json")["sha256"]
+    assert table["weights_sha256"] == stored["unet/diffusion_pytorch_model.safetensors"], (
+        "the weights have changed: python -m benchmarks.pocket_table"
+    )
+    assert table["guidance_scale"] == GUIDANCE_SCALE
+    found = [settings_of(row) for row in table["rows"]]
+    assert found == pocket_table.accuracy_rows(pocket_table.PROMPTS, GUIDANCE_SCALE)
+    found = [settings_of(row) for row in table["guidance"]]
+    assert found == pocket_table.guidance_rows(pocket_table.SMALL)
+    found = [settings_of(row) for row in table["schedulers"]]
+    assert found == pocket_table.scheduler_rows(pocket_table.SMALL, GUIDANCE_SCALE)
+    for row in table["rows"]:
+        assert len(row["wrong"]) == round((1 - row["right"]) * row["n"])
+
+
+def settings_of(row):
+    return pocket_table.Row(**{k: row[k] for k in pocket_table.Row.__dataclass_fields__})
