@@ -23,7 +23,7 @@ def model(tmp_path_factory):
 
 
 def painted(model, out, *options, prompt="a red star"):
-    arguments = ["paint", prompt, "--model", model, "--out", str(out), "--steps", "2", *options]
+    arguments = ["paint", prompt, "--model", model, "--out", str(out), "--steps", "4", *options]
     assert main(arguments) == 0
     return out.read_bytes()
 

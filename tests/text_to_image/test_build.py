@@ -61,6 +61,16 @@ def test_a_folder_comes_back_as_it_was_to_half_precision(fresh, tmp_path):
     assert torch.equal(after, again)
 
 
+def test_a_saved_folder_asks_for_single_precision_of_its_text_encoder(fresh, tmp_path):
+    """transformers opens a model in the precision that its configuration names, diffusers in
+    single: of a folder in half precision the two would not fit together."""
+    from transformers import CLIPTextModel
+
+    save_pipeline(fresh, tmp_path / "pocket")
+    encoder = CLIPTextModel.from_pretrained(tmp_path / "pocket" / "text_encoder")
+    assert encoder.dtype == torch.float32
+
+
 def test_a_saved_folder_is_readable_for_everyone_and_single_precision_goes_on(fresh, tmp_path):
     save_pipeline(fresh, tmp_path / "pocket")
     for file in (tmp_path / "pocket").rglob("*"):

@@ -5,13 +5,20 @@ import pytest
 import torch
 
 from diffusion_core._validate import UsageError
-from diffusion_core.text_to_image import STABLE_DIFFUSION, open_pipeline, save_pipeline
+from diffusion_core.networks import AutoencoderKL
+from diffusion_core.text_to_image import (
+    STABLE_DIFFUSION,
+    build_pipeline,
+    open_pipeline,
+    save_pipeline,
+)
 
 
 @pytest.fixture(scope="module")
-def folder(_fresh, tmp_path_factory):
+def folder(tmp_path_factory):
+    net = AutoencoderKL((16, 16, 16), groups=8)
     path = tmp_path_factory.mktemp("pocket")
-    save_pipeline(_fresh[1], path)
+    save_pipeline(build_pipeline(net, 0.5, tmp_path_factory.mktemp("tokenizer")), path)
     return path
 
 

@@ -75,7 +75,7 @@ def test_prompts_that_can_be_read(fresh, prompt):
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ("a crimson star over the moon", r"does not know 'crimson', 'the', 'moon'. It knows: a an"),
+        ("a crimson star over the moon", r"does not know 'crimson', 'moon'. It knows: a an"),
         (" ".join(["a"] * 19), rf"21 tokens.*reads {MOST_TOKENS}: leave out 1 word"),
     ],
 )
