@@ -82,7 +82,7 @@ def inject(net: nn.Module, targets: Sequence[str], r: int = 8, alpha: float = 8.
         )
     net.requires_grad_(False)
     for name, layer in found.items():
-        _put(net, name, _LAYERS[type(layer)](layer, r, alpha))  # type: ignore[arg-type]
+        _put(net, name, _LAYERS[type(layer)](layer, r, alpha))
     return list(found)
 
 

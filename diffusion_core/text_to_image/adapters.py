@@ -75,7 +75,7 @@ def add_adapter(
     unet.requires_grad_(False)
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
-        config = LoraConfig(r=r, lora_alpha=alpha, target_modules=list(targets))  # type: ignore[arg-type]
+        config = LoraConfig(r=r, lora_alpha=alpha, target_modules=list(targets))
         unet.add_adapter(config, adapter_name=name)
     return [p for p in unet.parameters() if p.requires_grad]
 
