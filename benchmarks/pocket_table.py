@@ -42,7 +42,7 @@ from diffusion_core.text_to_image import POCKET, load_pocket, paint_prompts, sce
 
 FILE = TABLES / "pocket.json"
 PARTS = Path(__file__).resolve().parents[1] / "runs" / "pocket_table"
-PROMPTS, SMALL, PART = 500, 200, 50
+PROMPTS, SMALL, PART = 500, 100, 50
 SCENES, SMALL_SCENES = 101, 102  # seeds of scenes; the training's is 1
 SEEDS = (0, 1, 2)
 STEPS = 25
