@@ -28,7 +28,7 @@ from diffusion_core.text_to_image.autoencoder import train_autoencoder
 from diffusion_core.training import TrainConfig
 
 FILE = TABLES / "kl_weight.json"
-WEIGHTS = (2e-4, 0.0, 2e-2, 2e-6, 2.0)
+WEIGHTS = (2e-4, 0.0, 2e-2, 2.0, 0.2)
 SEEDS = (0, 1, 2)
 NET = {"channels": (16, 32, 32), "groups": 8}
 CONFIG = TrainConfig(
