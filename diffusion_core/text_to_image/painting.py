@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import diffusers
 
 STEPS = 25
-GUIDANCE_SCALE = 2.0  # the best of benchmarks/pocket_table.py
+GUIDANCE_SCALE = 3.0  # the best of benchmarks/pocket_table.py
 SchedulerName = Literal["ddim", "ddpm", "dpm++", "euler"]
 _CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
