@@ -38,6 +38,7 @@ EQUATIONS = {
     "LDM app. G": "networks.autoencoder.latent_scale",
     "SDE sec. 3.3": "exact.GaussianMixture.eps_model",
     "P2 8": "training.batches.p2_weights",
+    "LoRA 3": "networks.lora.LoRALinear",
     "Attention 1": "networks.unet.AttentionBlock",
     "Attention sec. 3.5": "networks.unet.timestep_embedding",
     "FID 6": "evaluation.metrics.frechet_distance",

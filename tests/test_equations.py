@@ -21,6 +21,7 @@ WRITTEN = {  # what a docstring calls a paper, where that is not its key
     "ZeroSNR": "Lin et al. 2024",
     "SDE": "Y. Song et al. 2021",
     "P2": "Choi et al. 2022",
+    "LoRA": "Hu et al. 2021",
     "Attention": "Vaswani et al. 2017",
     "FID": "Heusel et al. 2017",
     "KID": "Binkowski et al. 2018",
