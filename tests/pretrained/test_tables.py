@@ -127,7 +127,7 @@ def test_latents_were_measured_on_the_shipped_autoencoder():
 
 def test_prompts_were_scored_on_the_shipped_pocket_model():
     table = load_table("pocket")
-    stored = read_card(WEIGHTS / "pocket.json")["sha256"]
+    stored = json.loads((WEIGHTS / "pocket.json").read_text(encoding="utf8"))["sha256"]
     assert table["weights_sha256"] == stored["unet/diffusion_pytorch_model.safetensors"], (
         "the weights have changed: python -m benchmarks.pocket_table"
     )
