@@ -57,7 +57,7 @@ NETS: dict[str, dict[str, Any]] = {
     "latents": {"channels": 4, "width": 64, "multipliers": [1, 2], "attention": [False, True]},
 }
 SIDE = {"pixels": 32, "latents": 8}
-BUDGET = 8e12  # multiply-adds of training
+BUDGET = 4e12  # multiply-adds of training
 BATCH, S, N, SHOWN, CHUNK = 32, 25, 400, 8, 100
 TRAIN, REAL, FLOOR = (10_000, 1), (10_000, 2), 3  # scenes and seed; the floor's seeds from here on
 SEEDS, RATES = (0, 1, 2), (1e-3, 2e-3)
