@@ -33,6 +33,8 @@ LIBRARIES = (
     "matplotlib",
     "accelerate",
     "diffusers",
+    "transformers",
+    "peft",
     "denoising-diffusion-pytorch",
 )
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
