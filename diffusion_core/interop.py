@@ -125,13 +125,18 @@ class AsDiffusersUNet(nn.Module):
 class AsTextNet(nn.Module):
     """A UNet of diffusers that reads text as a net of guidance.py; text_net makes it.
 
-    Equation: eps(x_t, t, y) from unet(x_t, t - 1, y).sample: the same for "epsilon", eps_from_v
-        for "v_prediction", predict_eps for "sample".
+    Equation: eps(x_t, t, y) from unet(x_t, t - 1, y).sample: the same for "epsilon",
+        eps_from_v for "v_prediction", predict_eps for "sample".
     Shapes: x_t (B, *); t () or (B,), 1 <= t; y (B, tokens, width); result (B, *).
     Raises: ValueError if t does not fit, or the output has another shape than x_t.
     """
 
-    def __init__(self, unet: Callable[..., Any], schedule: NoiseSchedule, kind: Predicts) -> None:
+    def __init__(
+        self,
+        unet: Callable[..., Any],
+        schedule: NoiseSchedule,
+        kind: Predicts,
+    ) -> None:
         super().__init__()
         self.unet, self.schedule, self.kind = unet, schedule, kind
 
@@ -140,7 +145,9 @@ class AsTextNet(nn.Module):
         check_same_shape("the UNet's sample", said, "x_t", x_t)
         if self.kind == "v_prediction":
             return eps_from_v(said, x_t, t, self.schedule)
-        return said if self.kind == "epsilon" else predict_eps(said, x_t, t, self.schedule)
+        if self.kind == "sample":
+            return predict_eps(said, x_t, t, self.schedule)
+        return said
 
 
 def _index(t: Tensor, x_t: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from diffusion_core.text_to_image.build import (
 from diffusion_core.text_to_image.fine_tune import (
     FINE_TUNE,
     encode_captions,
-    encode_images,
     fine_tune,
 )
 from diffusion_core.text_to_image.loading import (
@@ -50,6 +49,7 @@ from diffusion_core.text_to_image.scenes import (
     scenes_of,
 )
 from diffusion_core.text_to_image.train import (
+    encode_images,
     encode_text,
     train_text_to_image,
     training_scenes,

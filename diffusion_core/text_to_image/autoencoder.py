@@ -23,13 +23,18 @@ AUTOENCODER = TrainConfig(
 )
 
 
-def autoencoder_loss(x: Tensor, x_hat: Tensor, posterior: Posterior, kl_weight: float) -> Tensor:
-    """What an autoencoder minimises: absolute and squared errors of pixels, absolute errors
-    of the differences between neighbours (edges), and the weighted divergence of its
-    latents from N(0, I), per pixel.
+def autoencoder_loss(
+    x: Tensor,
+    x_hat: Tensor,
+    posterior: Posterior,
+    kl_weight: float,
+) -> Tensor:
+    """What an autoencoder minimises: absolute and squared errors of pixels, absolute
+    errors of the differences between neighbours (edges), and the weighted divergence
+    of its latents from N(0, I), per pixel.
 
-    Equation: the KL variant of Rombach et al. 2022, section 3.1, with plain errors in the
-        place of its perceptual and adversarial losses,
+    Equation: the KL variant of Rombach et al. 2022, section 3.1, with plain errors in
+        the place of its perceptual and adversarial losses,
 
             |x - x'| + (x - x')^2 + 1/2 |grad (x - x')| + kl_weight KL / (H W)
     Shapes: x, x_hat (B, 3, H, W); result (), the mean.

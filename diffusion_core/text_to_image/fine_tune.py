@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_core._validate import UsageError
-from diffusion_core.data import Captioned, from_uint8
+from diffusion_core.data import Captioned
 from diffusion_core.ddpm import eps_loss
 from diffusion_core.interop import schedule_from
 from diffusion_core.prediction import EpsModel
 from diffusion_core.schedules import NoiseSchedule
 from diffusion_core.text_to_image.adapters import add_adapter, remove_adapter
 from diffusion_core.text_to_image.build import need_diffusers
-from diffusion_core.text_to_image.train import encode_text, v_loss
+from diffusion_core.text_to_image.train import encode_images, encode_text, v_loss
 from diffusion_core.training import TrainConfig, TrainResult, fit
 
 if TYPE_CHECKING:
@@ -115,19 +115,6 @@ def fine_tune(
         raise
     result.net.load_state_dict(result.ema.state_dict())
     return result
-
-
-@torch.no_grad()
-def encode_images(vae: diffusers.AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Images as the U-Net sees them: the means of their latents, times the latent scale.
-
-    Shapes: pixels (N, 3, H, W) uint8; result (N, c, h, w).
-    """
-    parts = [
-        vae.encode(from_uint8(part).to(vae.device, vae.dtype)).latent_dist.mean
-        for part in pixels.split(_AT_ONCE)
-    ]
-    return torch.cat(parts).float() * vae.config.scaling_factor
 
 
 @torch.no_grad()

@@ -37,17 +37,24 @@ LR_SCALES = {"text_encoder": 0.3}
 
 
 @torch.no_grad()
+def encode_images(vae: diffusers.AutoencoderKL, pixels: Tensor, batch: int = 8) -> Tensor:
+    """Images as the U-Net sees them: the means of their latents, times the latent scale;
+    `batch` of them at a time.
+
+    Shapes: pixels (N, 3, H, W) uint8; result (N, c, h, w).
+    """
+    parts = [
+        vae.encode(from_uint8(part).to(vae.device, vae.dtype)).latent_dist.mean
+        for part in pixels.split(batch)
+    ]
+    return torch.cat(parts).float() * vae.config.scaling_factor
+
+
 def encode_scenes(
     vae: diffusers.AutoencoderKL, scenes: Sequence[Scene], batch: int = 500
 ) -> Tensor:
-    """The scaled latents (N, 4, 8, 8) of drawn scenes: the posteriors' means times the
-    latent scale."""
-    parts = []
-    for i in range(0, len(scenes), batch):
-        x = from_uint8(torch.stack([draw_scene(scene) for scene in scenes[i : i + batch]]))
-        mean = vae.encode(x.to(vae.device)).latent_dist.mean
-        parts.append(mean * vae.config.scaling_factor)
-    return torch.cat(parts)
+    """The scaled latents of drawn scenes, as encode_images says. Shapes: result (N, 4, 8, 8)."""
+    return encode_images(vae, torch.stack([draw_scene(scene) for scene in scenes]), batch)
 
 
 def v_loss(
