@@ -42,7 +42,13 @@ from diffusion_core.pretrained import TABLES
 from diffusion_core.sampling import last
 from diffusion_core.schedules import NoiseSchedule, linear_betas, timesteps
 from diffusion_core.text_to_image.autoencoder import AUTOENCODER, VAE, load_autoencoder
-from diffusion_core.training import CHECKPOINT, TrainConfig, fit, resolve_precision
+from diffusion_core.training import (
+    CHECKPOINT,
+    TrainConfig,
+    fit,
+    generator_of_step,
+    resolve_precision,
+)
 
 FILE = TABLES / "latent_shapes.json"
 PARTS = Path(__file__).resolve().parents[1] / "runs" / "latent_table"
@@ -165,7 +171,7 @@ def train(net: Net, stop: float) -> None:
     x = data(net.space)
 
     def loss_of_step(k: int) -> Tensor:
-        generator = torch.Generator().manual_seed(net.seed * 1_000_003 + k)
+        generator = generator_of_step(net.seed, k)
         chosen = x[torch.randint(0, len(x), (BATCH,), generator=generator)]
         x_0 = from_uint8(chosen) if net.space == "pixels" else net.std * chosen
 
