@@ -35,6 +35,7 @@ from diffusion_core.evaluation import (
     agreement,
     frechet_distance,
     load_classifier,
+    moments_at_shares,
 )
 from diffusion_core.files import read_safetensors, write_json, write_safetensors
 from diffusion_core.guidance import classifier_free_guidance, condition, guidance_interval
@@ -156,13 +157,7 @@ def part(row: Row, start: int, stop: float) -> str:
 def distance(features: Tensor, y: Tensor, test: Moments) -> float:
     """Squared Fréchet distance to the test images. Each digit is weighted to its share of them, for
     the luck of the draw of labels says nothing of the images."""
-    shares = torch.tensor(DIGITS, dtype=torch.float64) / sum(DIGITS)
-    weight = (shares / torch.bincount(y, minlength=10))[y]
-    weight = weight / weight.sum()
-    mean = weight @ features
-    offset = features - mean
-    cov = (weight[:, None] * offset).T @ offset / (1 - weight.square().sum())
-    return frechet_distance(Moments(mean, cov, len(y)), test)
+    return frechet_distance(moments_at_shares(features, y, torch.tensor(DIGITS)), test)
 
 
 def measured(features: Tensor, y: Tensor, judge: Classifier) -> dict[str, Any]:
