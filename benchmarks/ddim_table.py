@@ -10,16 +10,17 @@ runs/ddim_table, so that a stopped run goes on.
     python -m benchmarks.ddim_table --seconds 150    (stops after so long; the table holds what is done)
 """
 
-import argparse
-import base64
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.painting import as_text, in_bf16, starts
+from benchmarks.parts import RUNS, make_parts, stop_at
 from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import to_uint8
 from diffusion_core.ddim import Eta, ddim_sample
@@ -32,6 +33,7 @@ from diffusion_core.evaluation import (
     moments,
 )
 from diffusion_core.files import read_safetensors, write_json, write_safetensors
+from diffusion_core.guidance import condition
 from diffusion_core.networks import Classifier, classify
 from diffusion_core.prediction import clip_x0
 from diffusion_core.pretrained import TABLES, Pretrained, load_pretrained
@@ -39,7 +41,7 @@ from diffusion_core.sampling import last
 from diffusion_core.schedules import timesteps
 
 FILE = TABLES / "ddim_mnist.json"
-PARTS = Path(__file__).resolve().parents[1] / "runs" / "ddim_table"
+PARTS = RUNS / "ddim_table"
 N, SHOWN = 100, 10
 DIGITS = torch.arange(N) % 10  # what is asked for: as many of each
 
@@ -59,12 +61,12 @@ class Row:
         clip = "" if self.clip else "_unclipped"
         return f"{self.eta}_{self.S}_{self.seed}_{self.precision}{clip}"
 
-    def parts(self) -> list[tuple[range, Path]]:
-        """The images that are painted at a time, and the file of each part."""
+    def parts(self) -> dict[Path, range]:
+        """The file of each part, and the images that are painted together."""
         size = 50 if self.S <= 100 else 25
-        return [
-            (range(i, i + size), PARTS / f"{self.name}_{i}.safetensors") for i in range(0, N, size)
-        ]
+        return {
+            PARTS / f"{self.name}_{i}.safetensors": range(i, i + size) for i in range(0, N, size)
+        }
 
 
 ETAS: tuple[Eta, ...] = (0.0, 0.2, 0.5, 1.0, "hat")
@@ -87,19 +89,14 @@ def paint(row: Row, chosen: range, pretrained: Pretrained) -> Tensor:
     """The images of a row with these numbers; each has a generator of its own."""
     schedule, grid = pretrained.schedule, timesteps(pretrained.schedule.T, row.S)
     y = DIGITS[chosen.start : chosen.stop]
-
-    def net(x: Tensor, t: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=row.precision == "bf16"):
-            return pretrained.net(x, t, y).float()
-
+    net = condition(in_bf16(pretrained.net, row.precision == "bf16"), y)
     model = clip_x0(net, schedule) if row.clip else net
-    generators = [torch.Generator().manual_seed(row.seed * 1_000_000 + i) for i in chosen]
-    x_T = torch.stack([torch.randn(1, 28, 28, generator=g) for g in generators])
+    x_T, generators = starts(row.seed, chosen)
     walked = ddim_sample(model, x_T, grid, schedule, eta=row.eta, generator=generators)
     return last(walked).clamp(-1, 1)
 
 
-def part(row: Row, chosen: range, path: Path, pretrained: Pretrained, judge: Classifier) -> None:
+def part(path: Path, row: Row, chosen: range, *, pretrained: Pretrained, judge: Classifier) -> None:
     """Paint, read and store some images of a row."""
     began, clock = time.process_time(), time.perf_counter()
     x = paint(row, chosen, pretrained)
@@ -113,12 +110,12 @@ def floor() -> dict[str, float] | None:
     """What N images measure that are drawn from one source, as many of each digit, against the
     source itself. Its digits are normal, with the features' means and their common covariance of
     the rows with eta = 1; None while there are none."""
-    pieces = [piece for row in ROWS if row.eta == 1.0 and row.S >= 20 for piece in row.parts()]
-    there = [(chosen, path) for chosen, path in pieces if path.exists()]
+    rows = [row for row in ROWS if row.eta == 1.0 and row.S >= 20]
+    there = {path: some for row in rows for path, some in row.parts().items() if path.exists()}
     if len(there) < 4:
         return None
-    digit = torch.cat([DIGITS[list(chosen)] for chosen, _ in there])
-    features = torch.cat([read_safetensors(path)[0]["features"] for _, path in there]).double()
+    digit = torch.cat([DIGITS[list(chosen)] for chosen in there.values()])
+    features = torch.cat([read_safetensors(path)[0]["features"] for path in there]).double()
     means = torch.stack([features[digit == k].mean(0) for k in range(10)])
     within = torch.cov((features - means[digit]).T)
     between = torch.cov(means.T, correction=0)
@@ -133,35 +130,27 @@ def floor() -> dict[str, float] | None:
 
 def entry(row: Row, test: Any) -> dict[str, Any] | None:
     """The row of the table, or None while parts are missing."""
-    paths = [path for _, path in row.parts()]
-    if not all(path.exists() for path in paths):
+    if not all(path.exists() for path in row.parts()):
         return None
-    parts = [read_safetensors(path)[0] for path in paths]
+    parts = [read_safetensors(path)[0] for path in row.parts()]
     features, read = (torch.cat([p[key] for p in parts]) for key in ("features", "read"))
     seconds = torch.stack([p["seconds"] for p in parts]).sum(0)
     pixels = torch.cat([p["x"] for p in parts])[:SHOWN]
-    shown = base64.b64encode(pixels.numpy().tobytes()).decode()
     return {
         **dataclasses.asdict(row),
         "frechet": frechet_distance(moments(features), test),
         "agreement": agreement(read, DIGITS),
         "processor_seconds": round(seconds[0].item(), 1),
         "seconds": round(seconds[1].item(), 1),
-        **({"pixels": shown} if row.seed == 0 else {}),
+        **({"pixels": as_text(pixels)} if row.seed == 0 else {}),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ddim_table")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    stop = time.monotonic() + parser.parse_args().seconds
+    stop = stop_at("ddim_table")
     pretrained, (judge, real, _) = load_pretrained("mnist"), load_classifier()
-    work = [(row, *piece) for row in ROWS for piece in row.parts() if not piece[1].exists()]
-    for row, chosen, path in work:
-        if time.monotonic() > stop:
-            break
-        part(row, chosen, path, pretrained, judge)
-        print(path.stem, flush=True)
+    pieces = [(path, row, chosen) for row in ROWS for path, chosen in row.parts().items()]
+    make_parts(partial(part, pretrained=pretrained, judge=judge), pieces, stop)
     rows = [found for row in ROWS if (found := entry(row, real["test"]))]
     write_json(
         FILE,

@@ -8,7 +8,6 @@ digits recognizes as the label asked for. Written to diffusion_core/tables/digit
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +19,12 @@ from diffusion_core.data import load_images, to_uint8
 from diffusion_core.ddpm import ddpm_sample
 from diffusion_core.files import write_json
 from diffusion_core.prediction import clip_x0
+from diffusion_core.pretrained import TABLES
 from diffusion_core.sampling import last
 from diffusion_core.schedules import NoiseSchedule, timesteps
 from diffusion_core.training import RECIPES, TrainConfig, TrainResult, train
 
-FILE = Path(__file__).resolve().parents[1] / "diffusion_core" / "tables" / "digits_seeds.json"
+FILE = TABLES / "digits_seeds.json"
 SEEDS, N, STEPS = (0, 1, 2), 500, 50
 
 

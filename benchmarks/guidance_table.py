@@ -11,22 +11,21 @@ that a stopped run goes on. One process a core, one thread each.
     … --seconds 150    (stops after so long; the table holds the rows that are whole)
 """
 
-import argparse
-import base64
 import dataclasses
 import functools
 import itertools
 import json
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.painting import as_text, in_bf16, starts
+from benchmarks.parts import RUNS, make_parts, stop_at
 from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import Images, from_uint8, load_images, to_uint8
 from diffusion_core.ddim import ddim_sample
@@ -35,6 +34,7 @@ from diffusion_core.evaluation import (
     agreement,
     frechet_distance,
     load_classifier,
+    moments_at_shares,
 )
 from diffusion_core.files import read_safetensors, write_json, write_safetensors
 from diffusion_core.guidance import classifier_free_guidance, condition, guidance_interval
@@ -45,7 +45,7 @@ from diffusion_core.sampling import last
 from diffusion_core.schedules import timesteps
 
 FILE = TABLES / "guidance_mnist.json"
-PARTS = Path(__file__).resolve().parents[1] / "runs" / "guidance_table"
+PARTS = RUNS / "guidance_table"
 REAL = PARTS / "real.json"
 PART, BATCH, SHOWN = 100, 25, 10
 SIZES = (200, 500, 2_000)  # images that are measured together; distances need equal numbers
@@ -116,53 +116,39 @@ def tools() -> tuple[Pretrained, Classifier]:
     return load_pretrained("mnist"), load_classifier()[0]
 
 
-def paint(row: Row, chosen: range) -> Tensor:
+def paint(row: Row, chosen: range, sample: Callable[..., Iterator[Tensor]] = ddim_sample) -> Tensor:
     """The images of a row with these numbers, not clamped to the range."""
     pretrained, _ = tools()
     schedule, y = pretrained.schedule, labels(row.seed)[chosen.start : chosen.stop]
-
-    def net(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=row.precision == "bf16"):
-            return pretrained.net(x, t, y).float()
-
-    null = pretrained.net.null_label
+    net, null = in_bf16(pretrained.net, row.precision == "bf16"), pretrained.net.null_label
     model = classifier_free_guidance(net, y, null, row.gamma, rescale=row.rescale)
     if (row.low, row.high) != (0, schedule.T):
         model = guidance_interval(model, condition(net, y), row.low, row.high)
     model = clip_x0(model, schedule) if row.clip else model
-    generators = [torch.Generator().manual_seed(row.seed * 1_000_000 + i) for i in chosen]
-    x_T = torch.stack([torch.randn(1, 28, 28, generator=g) for g in generators])
-    return last(ddim_sample(model, x_T, timesteps(schedule.T, row.S), schedule))
+    x_T, generators = starts(row.seed, chosen)
+    times = timesteps(schedule.T, row.S)
+    return last(sample(model, x_T, times, schedule, generator=generators))
 
 
 def part_path(row: Row, start: int) -> Path:
     return PARTS / f"{row.name}_{start}.safetensors"
 
 
-def part(row: Row, start: int, stop: float) -> str:
-    """Paint and store PART images, unless it is too late."""
-    if time.time() > stop:
-        return ""
+def part(path: Path, row: Row, start: int) -> None:
+    """Paint and store PART images."""
     began = time.process_time()
     batches = [range(i, i + BATCH) for i in range(start, start + PART, BATCH)]
     x = torch.cat([paint(row, chosen) for chosen in batches])
     seconds = torch.tensor(time.process_time() - began)
     _, features = classify(tools()[1], x.clamp(-1, 1))
     found = {"x": x.half(), "features": features, "seconds": seconds}
-    write_safetensors(part_path(row, start), found, {"format": "pt"})
-    return f"{row.name} {start}"
+    write_safetensors(path, found, {"format": "pt"})
 
 
 def distance(features: Tensor, y: Tensor, test: Moments) -> float:
     """Squared Fréchet distance to the test images. Each digit is weighted to its share of them, for
     the luck of the draw of labels says nothing of the images."""
-    shares = torch.tensor(DIGITS, dtype=torch.float64) / sum(DIGITS)
-    weight = (shares / torch.bincount(y, minlength=10))[y]
-    weight = weight / weight.sum()
-    mean = weight @ features
-    offset = features - mean
-    cov = (weight[:, None] * offset).T @ offset / (1 - weight.square().sum())
-    return frechet_distance(Moments(mean, cov, len(y)), test)
+    return frechet_distance(moments_at_shares(features, y, torch.tensor(DIGITS)), test)
 
 
 def measured(features: Tensor, y: Tensor, judge: Classifier) -> dict[str, Any]:
@@ -207,12 +193,8 @@ def entry(row: Row, test: Moments, judge: Classifier) -> dict[str, Any] | None:
         "white": (first > 0.98).double().mean().item(),
         "read": judge.head(features[:PART].float().relu()).argmax(1).tolist(),
         "processor_seconds_an_image": sum(p["seconds"].item() for p in parts) / len(x),
-        **({"pixels": pixels(x[:SHOWN])} if row.seed == 0 else {}),
+        **({"pixels": as_text(to_uint8(x[:SHOWN].float()))} if row.seed == 0 else {}),
     }
-
-
-def pixels(x: Tensor) -> str:
-    return base64.b64encode(to_uint8(x.float()).numpy().tobytes()).decode()
 
 
 def real_features(real: Images, seed: int, n: int, judge: Classifier, drawn: int = 0) -> Tensor:
@@ -249,16 +231,10 @@ def real(known: Moments, judge: Classifier) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.guidance_table")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    stop = time.time() + parser.parse_args().seconds
+    stop = stop_at("guidance_table")
     work = [(row, i) for n, plan in PLAN for row in plan for i in range(0, n, PART)]
-    open_ = [item for item in dict.fromkeys(work) if not part_path(*item).exists()]
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        tasks = [pool.submit(part, row, start, stop) for row, start in open_]
-        for task in tasks:
-            if done := task.result():
-                print(done, flush=True)
+    pieces = [(part_path(*item), *item) for item in dict.fromkeys(work)]
+    make_parts(part, pieces, stop, os.cpu_count())
     pretrained, (judge, known, _) = load_pretrained("mnist"), load_classifier()
     rows = [found for row in ROWS if (found := entry(row, known["test"], judge))]
     if not REAL.exists():
@@ -274,7 +250,7 @@ def main() -> None:
             "rows": rows,
         },
     )
-    print(f"{sum(not part_path(*item).exists() for item in dict.fromkeys(work))} parts are open")
+    print(f"{sum(not path.exists() for path, _, _ in pieces)} parts are open")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ diffusion_core/tables/kl_weight.json. A stopped command goes on where it was.
     … --seconds 150    (stops after so long)
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.parts import stop_at
 from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import shapes
 from diffusion_core.files import write_json
@@ -70,9 +70,7 @@ def trained(weight: float, seed: int) -> AutoencoderKL:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kl_weight")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    stop = time.time() + parser.parse_args().seconds
+    stop = stop_at("kl_weight")
     settings = {"config": dataclasses.asdict(CONFIG), "net": NET, "train": TRAIN, "test": TEST}
     settings = json.loads(json.dumps(settings))
     table = json.loads(FILE.read_text()) if FILE.exists() else {}

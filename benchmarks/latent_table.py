@@ -15,7 +15,6 @@ stopped run goes on.
     … --seconds 150    (stops after so long; the table holds the rows that are whole)
 """
 
-import argparse
 import base64
 import dataclasses
 import functools
@@ -30,6 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.painting import in_bf16
+from benchmarks.parts import RUNS, stop_at
 from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import PALETTE, from_uint8, shapes, to_uint8
 from diffusion_core.ddim import ddim_sample
@@ -42,10 +43,16 @@ from diffusion_core.pretrained import TABLES
 from diffusion_core.sampling import last
 from diffusion_core.schedules import NoiseSchedule, linear_betas, timesteps
 from diffusion_core.text_to_image.autoencoder import AUTOENCODER, VAE, load_autoencoder
-from diffusion_core.training import CHECKPOINT, TrainConfig, fit, resolve_precision
+from diffusion_core.training import (
+    CHECKPOINT,
+    TrainConfig,
+    fit,
+    generator_of_step,
+    resolve_precision,
+)
 
 FILE = TABLES / "latent_shapes.json"
-PARTS = Path(__file__).resolve().parents[1] / "runs" / "latent_table"
+PARTS = RUNS / "latent_table"
 NETS: dict[str, dict[str, Any]] = {
     "pixels": {
         "channels": 3,
@@ -165,7 +172,7 @@ def train(net: Net, stop: float) -> None:
     x = data(net.space)
 
     def loss_of_step(k: int) -> Tensor:
-        generator = torch.Generator().manual_seed(net.seed * 1_000_003 + k)
+        generator = generator_of_step(net.seed, k)
         chosen = x[torch.randint(0, len(x), (BATCH,), generator=generator)]
         x_0 = from_uint8(chosen) if net.space == "pixels" else net.std * chosen
 
@@ -199,12 +206,7 @@ def trained(net: Net) -> UNet:
 def paint(row: Row) -> Tensor:
     """N images, not clamped."""
     net, table = row.net, schedule()
-    unet, half = trained(net), resolve_precision("auto", "cpu") == "bf16"
-
-    def model(x_t: Tensor, t: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            return unet(x_t, t).float()
-
+    model = in_bf16(trained(net), resolve_precision("auto", "cpu") == "bf16")
     if row.clip != "none":
         limit = 1.0 if row.clip == "box" else net.std * data("latents").abs().max().item()
         model = clip_x0(model, table, -limit, limit)  # type: ignore[assignment]
@@ -309,10 +311,8 @@ def work(stop: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.latent_table")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
     try:
-        work(time.time() + parser.parse_args().seconds)
+        work(stop_at("latent_table"))
     except TooLate:
         print("time is up: the same command goes on")
     both = counts()["encode"] + counts()["decode"]

@@ -11,8 +11,6 @@ and every 100 pictures are a part of at most two minutes, kept in runs/lora_tabl
     … --seconds 100    (stops after so long; the table holds the rows that are whole)
 """
 
-import argparse
-import base64
 import dataclasses
 import json
 import sys
@@ -24,10 +22,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.painting import as_text, paint_scenes
+from benchmarks.parts import RUNS, stop_at
 from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import Captioned, Scene, draw_scene, to_uint8
 from diffusion_core.data.scenes import random_scene
-from diffusion_core.evaluation.prompts import LEAST_IOU, judge_scene
+from diffusion_core.evaluation.prompts import LEAST_IOU
 from diffusion_core.files import read_safetensors, sha256, write_json, write_safetensors
 from diffusion_core.pretrained import TABLES
 from diffusion_core.text_to_image import (
@@ -38,7 +38,6 @@ from diffusion_core.text_to_image import (
     fine_tune,
     load_adapter,
     load_pocket,
-    paint_prompts,
     save_adapter,
     scenes_of,
     training_scenes,
@@ -46,7 +45,7 @@ from diffusion_core.text_to_image import (
 from diffusion_core.training import CHECKPOINT
 
 FILE = TABLES / "lora.json"
-PARTS = Path(__file__).resolve().parents[1] / "runs" / "lora_table"
+PARTS = RUNS / "lora_table"
 IMAGES, OLD_IMAGES = 100, 200
 NEW, OLD, PART = 100, 100, 100  # prompts, and how many are painted together
 TRAINED, OLD_TRAINED, ASKED, OLD_ASKED = 11, 12, 21, 22  # seeds of scenes
@@ -137,18 +136,15 @@ def paint(training: Training | None, scale: float, what: str, start: int, folder
         load_adapter(pipeline, folder)
         pipeline.set_adapters("default", scale)
     scenes = asked(what)[start : start + PART]
-    began = time.process_time()
-    x = paint_prompts(
-        pipeline,
-        [scene.caption for scene in scenes],
-        range(start, start + len(scenes)),
-        steps=STEPS,
-        guidance_scale=GUIDANCE_SCALE,
+    seeds = range(start, start + len(scenes))
+    x, verdicts, seconds = paint_scenes(
+        pipeline, scenes, seeds, steps=STEPS, guidance_scale=GUIDANCE_SCALE
     )
-    seconds = (time.process_time() - began) / len(scenes)
-    right = [int(judge_scene(image, scene).right) for image, scene in zip(x, scenes)]
-    shown = base64.b64encode(to_uint8(x[:SHOWN]).numpy().tobytes()).decode()
-    return {"right": right, "processor_seconds_an_image": seconds, "pixels": shown}
+    return {
+        "right": [int(verdict.right) for verdict in verdicts],
+        "processor_seconds_an_image": seconds / len(scenes),
+        "pixels": as_text(to_uint8(x[:SHOWN])),
+    }
 
 
 def parts(training: Training | None, scale: float) -> Iterator[tuple[str, int, Path]]:
@@ -199,9 +195,7 @@ def entry(training: Training | None, scale: float) -> dict[str, Any] | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.lora_table")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
-    stop = time.time() + parser.parse_args(argv).seconds
+    stop = stop_at("lora_table", argv)
     for row in ROWS:
         work(*row, stop)
     rows = [found for row in ROWS if (found := entry(*row))]

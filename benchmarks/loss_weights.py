@@ -11,12 +11,14 @@ diffusion_core/tables/loss_weights.json.
 import dataclasses
 import itertools
 
-from benchmarks.digits_seeds import FILE, SEEDS, STEPS, Judge, trained
+from benchmarks.digits_seeds import SEEDS, STEPS, Judge, trained
 from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import load_images
 from diffusion_core.files import write_json
+from diffusion_core.pretrained import TABLES
 from diffusion_core.training import RECIPES
 
+FILE = TABLES / "loss_weights.json"
 GAMMAS, N = (0.0, 0.5, 1.0), 2_000
 LENGTHS = (RECIPES["digits"].config.steps // 2, RECIPES["digits"].config.steps)
 
@@ -39,7 +41,7 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     write_json(
-        FILE.with_name("loss_weights.json"),
+        FILE,
         {
             **provenance("python -m benchmarks.loss_weights", "cpu"),
             "config": dataclasses.asdict(RECIPES["digits"].config),

@@ -24,30 +24,31 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.painting import paint_scenes
+from benchmarks.parts import RUNS, make_parts
 from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import Scene
-from diffusion_core.evaluation import estimate, judge_scene
+from diffusion_core.evaluation import Verdict, estimate
 from diffusion_core.evaluation.prompts import LEAST_IOU
 from diffusion_core.files import sha256, write_json
 from diffusion_core.pretrained import TABLES
-from diffusion_core.text_to_image import POCKET, load_pocket, paint_prompts, scenes_of
+from diffusion_core.text_to_image import POCKET, load_pocket, scenes_of
 
 FILE = TABLES / "pocket.json"
-PARTS = Path(__file__).resolve().parents[1] / "runs" / "pocket_table"
+PARTS = RUNS / "pocket_table"
 PROMPTS, SMALL, PART = 500, 100, 50
 SCENES, SMALL_SCENES = 101, 102  # seeds of scenes; the training's is 1
 SEEDS = (0, 1, 2)
 STEPS = 25
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 SCHEDULERS = ("ddim", "ddpm", "dpm++", "euler")
+SHARES = Verdict._fields[:-1]  # what is right or wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +74,11 @@ class Row:
         """How often the network is asked for a picture: twice a step with guidance."""
         return self.steps * (2 if self.gamma > 1 else 1)
 
-    def parts(self, folder: Path) -> list[tuple[range, Path]]:
+    def parts(self, folder: Path) -> dict[Path, range]:
+        """The file of each part, and the pictures that are painted together."""
         starts = range(0, self.n, PART)
         chosen = [range(start, min(start + PART, self.n)) for start in starts]
-        return [(some, folder / f"{self.name}_{some.start}_{some.stop}.json") for some in chosen]
+        return {folder / f"{self.name}_{some.start}_{some.stop}.json": some for some in chosen}
 
 
 def guidance_rows(n: int) -> list[Row]:
@@ -117,52 +119,36 @@ def pipeline_of(model: Path) -> Any:
     return load_pocket(model)
 
 
-def part(row: Row, chosen: range, path: Path, model: Path, stop: float) -> str:
-    """Paint, time, judge and store some pictures of a row, unless it is too late."""
-    if time.time() > stop:
-        return ""
-    pipeline = pipeline_of(model)  # loaded before the clock starts
+def part(path: Path, row: Row, chosen: range, model: Path) -> None:
+    """Paint, time, judge and store some pictures of a row."""
     wanted = scenes(row.scenes, row.things, row.held, row.n)[chosen.start : chosen.stop]
-    began = time.process_time()
-    x = paint_prompts(
-        pipeline,
-        [scene.caption for scene in wanted],
+    _, verdicts, seconds = paint_scenes(
+        pipeline_of(model),
+        wanted,
         [row.seed * 1_000_000 + i for i in chosen],
         steps=row.steps,
         guidance_scale=row.gamma,
         scheduler=row.scheduler,
         batch=PART,
     )
-    seconds = time.process_time() - began
-    verdicts = [judge_scene(image, scene)._asdict() for image, scene in zip(x, wanted)]
-    write_json(path, {"seconds": seconds, "verdicts": verdicts})
-    return path.stem
+    write_json(path, {"seconds": seconds, "verdicts": [v._asdict() for v in verdicts]})
 
 
 def entry(row: Row, folder: Path) -> dict[str, Any] | None:
     """The row of the table, once all its parts are there: shares of pictures that are right in
     all, and in each part of the prompt; which ones are not."""
-    paths = [path for _, path in row.parts(folder)]
-    if not all(path.exists() for path in paths):
+    if not all(path.exists() for path in row.parts(folder)):
         return None
-    found = [json.loads(path.read_text(encoding="utf8")) for path in paths]
+    found = [json.loads(path.read_text(encoding="utf8")) for path in row.parts(folder)]
     verdicts = [verdict for one in found for verdict in one["verdicts"]]
-    shares = {
-        name: statistics.fmean(verdict[name] for verdict in verdicts)
-        for name in ("right", "background", "number", "colours", "kinds", "sizes", "relation")
-    }
     return {
         **dataclasses.asdict(row),
         "evaluations": row.evaluations,
-        **shares,
+        **{name: statistics.fmean(verdict[name] for verdict in verdicts) for name in SHARES},
         "iou": statistics.median(verdict["iou"] for verdict in verdicts),
         "wrong": [i for i, verdict in enumerate(verdicts) if not verdict["right"]],
         "processor_seconds_an_image": sum(one["seconds"] for one in found) / row.n,
     }
-
-
-def entries(rows: Iterable[Row], folder: Path) -> list[dict[str, Any]]:
-    return [found for row in rows if (found := entry(row, folder))]
 
 
 def best_scale(rows: Sequence[dict[str, Any]]) -> float | None:
@@ -180,28 +166,9 @@ def over_seeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for things, held in itertools.product((1, 2), (False, True)):
         found = [row for row in rows if (row["things"], row["held"]) == (things, held)]
         if len(found) == len(SEEDS):
-            names = ("right", "background", "number", "colours", "kinds", "sizes", "relation")
-            shares = {name: estimate([row[name] for row in found])._asdict() for name in names}
+            shares = {name: estimate([row[name] for row in found])._asdict() for name in SHARES}
             summary.append({"things": things, "held": held, "n": found[0]["n"], **shares})
     return summary
-
-
-def work_on(rows: Iterable[Row], folder: Path, model: Path, stop: float, processes: int) -> None:
-    """Paint the parts that are not there yet."""
-    pieces = [(row, *piece) for row in rows for piece in row.parts(folder)]
-    pieces = [piece for piece in pieces if not piece[2].exists()]
-    if processes == 1:
-        for piece in pieces:
-            _say(part(*piece, model, stop))
-    elif pieces:
-        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-            for task in [pool.submit(part, *piece, model, stop) for piece in pieces]:
-                _say(task.result())
-
-
-def _say(done: str) -> None:
-    if done:
-        print(done, flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -224,8 +191,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = options.parts / weights[:12]  # other weights, other parts
 
     def measure(rows: list[Row]) -> list[dict[str, Any]]:
-        work_on(rows, folder, options.model, stop, options.processes)
-        return entries(rows, folder)
+        pieces = [(path, row, some) for row in rows for path, some in row.parts(folder).items()]
+        make_parts(functools.partial(part, model=options.model), pieces, stop, options.processes)
+        return [found for row in rows if (found := entry(row, folder))]
 
     guidance = measure(guidance_rows(options.small))
     scale = best_scale(guidance)

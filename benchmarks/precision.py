@@ -7,7 +7,6 @@ diffusion_core/tables/precision.json. CPU seconds on a CPU, so that other progra
 """
 
 import time
-from pathlib import Path
 
 import torch
 
@@ -15,9 +14,10 @@ from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import SIZES
 from diffusion_core.ddpm import eps_loss
 from diffusion_core.files import write_json
+from diffusion_core.pretrained import TABLES
 from diffusion_core.training import RECIPES
 
-FILE = Path(__file__).resolve().parents[1] / "diffusion_core" / "tables" / "precision.json"
+FILE = TABLES / "precision.json"
 NAMES = ("digits", "mnist")
 REPEATS = 9
 

@@ -11,20 +11,19 @@ runs/study, so that a stopped run goes on. One process a core, one thread each.
     … --seconds 120    (stops after so long; the table holds the rows that are whole)
 """
 
-import argparse
 import dataclasses
 import os
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from benchmarks import guidance_table
 from benchmarks.guidance_table import distance, labels, measured, real_features, tools
+from benchmarks.parts import RUNS, make_parts, stop_at
 from diffusion_core.cli.provenance import provenance
 from diffusion_core.data import from_uint8, load_images
 from diffusion_core.ddim import ddim_sample
@@ -37,15 +36,11 @@ from diffusion_core.evaluation import (
     moments,
 )
 from diffusion_core.files import read_safetensors, write_json, write_safetensors
-from diffusion_core.guidance import classifier_free_guidance
 from diffusion_core.networks import Classifier, classify
-from diffusion_core.prediction import clip_x0
 from diffusion_core.pretrained import TABLES, load_pretrained
-from diffusion_core.sampling import last
-from diffusion_core.schedules import timesteps
 
 FILE = TABLES / "study_mnist.json"
-PARTS = Path(__file__).resolve().parents[1] / "runs" / "study"
+PARTS = RUNS / "study"
 REAL = PARTS / "real.safetensors"
 N, PART, BATCH = 200, 50, 25
 DRAWN = 20  # sets of real images, for the floor
@@ -65,10 +60,10 @@ class Row:
         """How often the network is asked for an image: twice a step with guidance."""
         return self.S * (1 if self.gamma == 1 else 2)
 
-    def paths(self) -> list[tuple[int, Path]]:
-        """The first image of each part, and its file."""
+    def parts(self) -> dict[Path, int]:
+        """The file of each part, and its first image."""
         name = "_".join(str(value) for value in dataclasses.astuple(self))
-        return [(start, PARTS / f"{name}_{start}.safetensors") for start in range(0, N, PART)]
+        return {PARTS / f"{name}_{start}.safetensors": start for start in range(0, N, PART)}
 
 
 SEEDS = (0, 1, 2)
@@ -84,25 +79,13 @@ PLAN = sorted(ROWS, key=lambda row: (row.gamma, row.evaluations))  # what to pai
 
 def paint(row: Row, chosen: range) -> Tensor:
     """The images of a row with these numbers."""
-    pretrained, _ = tools()
-    schedule, y = pretrained.schedule, labels(row.seed)[chosen.start : chosen.stop]
-
-    def net(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return pretrained.net(x, t, y).float()
-
-    guided = classifier_free_guidance(net, y, pretrained.net.null_label, row.gamma)
-    model, times = clip_x0(guided, schedule), timesteps(schedule.T, row.S)
-    generators = [torch.Generator().manual_seed(row.seed * 1_000_000 + i) for i in chosen]
-    x_T = torch.stack([torch.randn(1, 28, 28, generator=g) for g in generators])
     sample = {"ddpm": ddpm_sample, "ddim": ddim_sample}[row.sampler]
-    return last(sample(model, x_T, times, schedule, generator=generators)).clamp(-1, 1)
+    same = guidance_table.Row(row.gamma, row.S, row.seed)
+    return guidance_table.paint(same, chosen, sample).clamp(-1, 1)
 
 
-def part(row: Row, start: int, path: Path, stop: float) -> str:
-    """Paint, time, judge and store PART images, unless it is too late."""
-    if time.time() > stop:
-        return ""
+def part(path: Path, row: Row, start: int) -> None:
+    """Paint, time, judge and store PART images."""
     tools()  # loaded before the clock starts
     began = time.process_time()
     batches = [range(i, i + BATCH) for i in range(start, start + PART, BATCH)]
@@ -110,7 +93,6 @@ def part(row: Row, start: int, path: Path, stop: float) -> str:
     seconds = torch.tensor(time.process_time() - began)
     _, features = classify(tools()[1], x)
     write_safetensors(path, {"features": features, "seconds": seconds}, {"format": "pt"})
-    return path.stem
 
 
 def entry(features: Tensor, y: Tensor, test: Tensor, judge: Classifier) -> dict[str, Any]:
@@ -157,9 +139,9 @@ def table(judge: Classifier) -> dict[str, Any]:
     floors.append({"seed": None, **floor(all_real, all_y, test, judge)})
     rows, pieces = [], {}
     for row in ROWS:
-        if not all(path.exists() for _, path in row.paths()):
+        if not all(path.exists() for path in row.parts()):
             continue
-        parts = [read_safetensors(path)[0] for _, path in row.paths()]
+        parts = [read_safetensors(path)[0] for path in row.parts()]
         features = torch.cat([p["features"] for p in parts])
         what = {**dataclasses.asdict(row), "evaluations": row.evaluations}
         seconds = statistics.median(p["seconds"].item() / PART for p in parts)
@@ -174,15 +156,9 @@ def table(judge: Classifier) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.study")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    stop = time.time() + parser.parse_args().seconds
-    work = [(row, *piece) for row in PLAN for piece in row.paths() if not piece[1].exists()]
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        tasks = [pool.submit(part, *piece, stop) for piece in work]
-        for task in tasks:
-            if done := task.result():
-                print(done, flush=True)
+    stop = stop_at("study")
+    pieces = [(path, row, start) for row in PLAN for path, start in row.parts().items()]
+    make_parts(part, pieces, stop, os.cpu_count())
     pretrained, (judge, _, _) = load_pretrained("mnist"), load_classifier()
     write_json(
         FILE,
@@ -195,7 +171,7 @@ def main() -> None:
             **table(judge),
         },
     )
-    print(f"{sum(not path.exists() for row in ROWS for _, path in row.paths())} parts are open")
+    print(f"{sum(not path.exists() for path, _, _ in pieces)} parts are open")
 
 
 if __name__ == "__main__":

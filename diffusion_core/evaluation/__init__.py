@@ -12,6 +12,7 @@ from diffusion_core.evaluation.metrics import (
     frechet_distance,
     kernel_distance,
     moments,
+    moments_at_shares,
     nearest_neighbours,
 )
 from diffusion_core.evaluation.prompts import (
@@ -43,6 +44,7 @@ __all__ = [
     "kernel_distance",
     "load_classifier",
     "moments",
+    "moments_at_shares",
     "nearest_neighbours",
     "prompt_accuracy",
     "read_scene",

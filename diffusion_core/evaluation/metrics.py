@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffusion_core._validate import check_labels
+
 
 class Moments(NamedTuple):
     """Mean (D,) and covariance (D, D) of a set of features, float64, and how many there
@@ -52,6 +54,33 @@ def moments(features: Tensor) -> Moments:
         raise ValueError(f"features {tuple(features.shape)}: expected (N, D) with N >= 2")
     f = features.double().cpu()
     return Moments(f.mean(0), torch.cov(f.T).reshape(f.shape[1], f.shape[1]), len(f))
+
+
+def moments_at_shares(features: Tensor, y: Tensor, shares: Tensor) -> Moments:
+    """Mean and covariance of a set of features in which each label counts as much as its share
+    says, however often it is there: for distances that the luck of the labels does not enter.
+
+    Equation: weights w_i = shares[y_i] / (how many have y_i), divided by their sum;
+
+            m = sum_i w_i f_i,   C = sum_i w_i (f_i - m)(f_i - m)^T / (1 - sum_i w_i^2)
+
+        With equal weights these are moments(features).
+    Shapes: features (N, D), y (N,) int64, shares (K,), in proportion to the shares of 0..K-1.
+    Raises: ValueError unless N >= 2, y holds N whole numbers in 0..K-1, and all of these have
+        a share above 0.
+    """
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"features {tuple(features.shape)}: expected (N, D) with N >= 2")
+    check_labels(y, len(shares), len(features), "y")
+    f, y, shares = features.double().cpu(), y.cpu(), shares.double().cpu()
+    if not bool((shares[y] > 0).all()):
+        raise ValueError(f"shares = {shares.tolist()}: a label of y has none")
+    weight = (shares / torch.bincount(y, minlength=len(shares)))[y]
+    weight = weight / weight.sum()
+    mean = weight @ f
+    offset = f - mean
+    cov = (weight[:, None] * offset).T @ offset / (1 - weight.square().sum())
+    return Moments(mean, cov, len(f))
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

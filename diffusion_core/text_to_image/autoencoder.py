@@ -14,7 +14,7 @@ from diffusion_core.data import from_uint8
 from diffusion_core.files import read_safetensors
 from diffusion_core.networks import AutoencoderKL, Posterior
 from diffusion_core.pretrained import WEIGHTS
-from diffusion_core.training import TrainConfig, TrainResult, fit
+from diffusion_core.training import TrainConfig, TrainResult, fit, generator_of_step
 
 VAE = WEIGHTS / "pocket" / "vae"  # in diffusers' format
 KL_WEIGHT = 2e-4
@@ -65,7 +65,7 @@ def train_autoencoder(
     pixels = pixels.to(device)
 
     def loss_of_step(k: int) -> Tensor:
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + k)
+        generator = generator_of_step(config.seed, k)
         index = torch.randint(0, len(pixels), (config.batch_size,), generator=generator)
         x = from_uint8(pixels[index.to(device)])
         posterior = net.encode(x)

@@ -20,7 +20,7 @@ from diffusion_core.schedules import NoiseSchedule
 from diffusion_core.text_to_image.adapters import add_adapter, remove_adapter
 from diffusion_core.text_to_image.build import need_diffusers
 from diffusion_core.text_to_image.train import encode_images, encode_text, v_loss
-from diffusion_core.training import TrainConfig, TrainResult, fit
+from diffusion_core.training import TrainConfig, TrainResult, fit, generator_of_step
 
 if TYPE_CHECKING:
     import diffusers
@@ -89,7 +89,7 @@ def fine_tune(
     settings |= {"images": _digest(pixels, captions), "old_images": n_old, "old_share": old_share}
 
     def loss_of_step(k: int) -> Tensor:
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + k)
+        generator = generator_of_step(config.seed, k)
         new = torch.randint(n_new, (config.batch_size - from_old,), generator=generator)
         seen = torch.randint(max(n_old, 1), (from_old,), generator=generator) + n_new
         index = torch.cat([new, seen])

@@ -18,7 +18,7 @@ from diffusion_core.ddpm import q_sample
 from diffusion_core.prediction import predict_v
 from diffusion_core.schedules import NoiseSchedule, linear_betas
 from diffusion_core.text_to_image.scenes import scenes_of
-from diffusion_core.training import TrainConfig, TrainResult, fit
+from diffusion_core.training import TrainConfig, TrainResult, fit, generator_of_step
 
 if TYPE_CHECKING:
     import diffusers
@@ -95,7 +95,7 @@ def train_text_to_image(
     net = nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})
 
     def loss_of_step(k: int) -> Tensor:
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + k)
+        generator = generator_of_step(config.seed, k)
         rng = np.random.default_rng((config.seed, k))
         index = rng.integers(len(scenes), size=config.batch_size)
         captions = [

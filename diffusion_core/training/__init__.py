@@ -21,6 +21,7 @@ from diffusion_core.training.classifier import (
 from diffusion_core.training.config import (
     Precision,
     TrainConfig,
+    generator_of_step,
     lr_at,
     resolve_precision,
     run_settings,
@@ -61,6 +62,7 @@ __all__ = [
     "draw_batch",
     "elapsed",
     "fit",
+    "generator_of_step",
     "is_main",
     "load_checkpoint",
     "lr_at",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffusion_core.data import Images, from_uint8
 from diffusion_core.ddpm import eps_loss
 from diffusion_core.schedules import NoiseSchedule, expand
-from diffusion_core.training.config import TrainConfig
+from diffusion_core.training.config import TrainConfig, generator_of_step
 from diffusion_core.training.processes import Place
 
 
@@ -32,7 +32,7 @@ def draw_batch(k: int, config: TrainConfig, n: int, shape: torch.Size, T: int) -
 
     Shapes: n images of this shape (C, H, W); t on 1..T.
     """
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + k)
+    generator = generator_of_step(config.seed, k)
     B = config.batch_size
     return Batch(
         index=torch.randint(0, n, (B,), generator=generator),

@@ -73,6 +73,20 @@ def lr_at(k: int, config: TrainConfig) -> float:
     return config.lr * warm * 0.5 * (1 + math.cos(math.pi * k / config.steps))
 
 
+def seed_of_step(seed: int, k: int) -> int:
+    """The seed of all random numbers of step k: a step can be repeated without those before it.
+
+    Equation: 1000003 seed + k. A CPU's generator keeps 32 bits of it, which differ for all
+        seeds below 4294 and steps below 1000003.
+    """
+    return seed * 1_000_003 + k
+
+
+def generator_of_step(seed: int, k: int) -> torch.Generator:
+    """A new generator, on the CPU, seeded by seed_of_step."""
+    return torch.Generator().manual_seed(seed_of_step(seed, k))
+
+
 def resolve_precision(precision: Precision, device: str | None = None) -> Precision:
     """What "auto" means on this machine: "bf16" where the hardware multiplies bfloat16
     matrices faster than float32 ones, else "fp32". The others stay as they are."""

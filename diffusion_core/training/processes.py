@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from diffusion_core._validate import UsageError, check_device
+from diffusion_core.training.config import seed_of_step
 
 _FAR = 2_654_435_769  # between the seeds of processes; a CPU's generator keeps 32 bits of a seed
 
@@ -100,5 +101,5 @@ def dropout_seeded(k: int, seed: int, place: Place) -> Iterator[None]:
     anew, on each process elsewhere, so that a resumed run draws the same; afterwards it
     is as before."""
     with torch.random.fork_rng(devices=[place.device] if place.device.type == "cuda" else []):
-        torch.manual_seed((seed * 1_000_003 + k + (place.rank + 1) * _FAR) % 2**32)
+        torch.manual_seed((seed_of_step(seed, k) + (place.rank + 1) * _FAR) % 2**32)
         yield

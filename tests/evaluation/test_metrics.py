@@ -17,6 +17,7 @@ from diffusion_core.evaluation import (
     frechet_distance,
     kernel_distance,
     moments,
+    moments_at_shares,
     nearest_neighbours,
 )
 from tests.conftest import normal
@@ -66,6 +67,58 @@ def test_moments_keep_their_digits():
 def test_moments_refuse_what_has_none(shape):
     with pytest.raises(ValueError, match=r"expected \(N, D\) with N >= 2"):
         moments(torch.zeros(shape))
+
+
+# --- moments at given shares ---
+
+
+def test_moments_at_shares_by_hand():
+    """Label 0 once, label 1 twice, each at a half: weights 1/2, 1/4, 1/4, whose squares sum to 3/8."""
+    features, y = torch.tensor([[0.0, 1.0], [2.0, 1.0], [6.0, 5.0]]), torch.tensor([0, 1, 1])
+    found = moments_at_shares(features, y, torch.tensor([10, 10]))
+    assert_close(found.mean, torch.tensor([2.0, 2.0], dtype=F64), rtol=0, atol=1e-12)
+    cov = torch.tensor([[6.0, 4.0], [4.0, 3.0]], dtype=F64) / (5 / 8)
+    assert_close(found.cov, cov, rtol=0, atol=1e-12)
+    assert found.n == 3
+
+
+def test_at_the_shares_that_are_there_they_are_the_moments():
+    features, y = (3 + normal(40, 3)).float(), torch.arange(40) % 7 % 4
+    found = moments_at_shares(features, y, torch.bincount(y, minlength=5))  # nobody has label 4
+    for value, expected in zip(found, moments(features), strict=True):
+        assert_close(torch.as_tensor(value), torch.as_tensor(expected), rtol=0, atol=1e-12)
+
+
+def test_at_equal_shares_a_label_counts_the_same_however_often_it_is_drawn():
+    """Each image of label 1 four times over: the mean stays what it is."""
+    features, y = normal(20, 3), torch.arange(20) % 2
+    often = torch.cat([features, *[features[y == 1]] * 3])
+    found = moments_at_shares(often, torch.cat([y, torch.ones(30).long()]), torch.ones(2))
+    expected = moments_at_shares(features, y, torch.ones(2))
+    assert_close(found.mean, expected.mean, rtol=0, atol=1e-12)
+
+
+def test_the_covariance_at_shares_is_unbiased():
+    """Over all draws with replacement from a small set, its mean is the set's own covariance."""
+    source = normal(3, 2)
+    draws = [list(i) for i in itertools.product(range(3), repeat=4)]
+    y = torch.zeros(4).long()
+    each = [moments_at_shares(source[i], y, torch.ones(1)).cov for i in draws]
+    assert_close(torch.stack(each).mean(0), torch.cov(source.T, correction=0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("n", "y", "shares", "said"),
+    [
+        (1, [0], [1.0], r"expected \(N, D\) with N >= 2"),
+        (3, [0, 1], [1.0, 1.0], r"y have shape \(2,\)"),
+        (2, [0, 2], [1.0, 1.0], r"y: 2 is out of range, expected 0\.\.1"),
+        (2, [0, 1], [1.0, 0.0], "a label of y has none"),
+    ],
+)
+def test_moments_at_shares_refuse(n, y, shares, said):
+    with pytest.raises(ValueError, match=said):
+        moments_at_shares(torch.zeros(n, 2), torch.tensor(y), torch.tensor(shares))
 
 
 # --- Fréchet distance ---

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import pocket_table
+from benchmarks import painting, pocket_table
 from benchmarks.pocket_table import Row, best_scale, main
 from diffusion_core.data import draw_scene, from_uint8
 from diffusion_core.text_to_image import held_out, is_new
@@ -32,7 +32,7 @@ def painter(monkeypatch, tmp_path):
     unet = tmp_path / "model" / "unet"
     unet.mkdir(parents=True)
     (unet / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr(pocket_table, "paint_prompts", paint)
+    monkeypatch.setattr(painting, "paint_prompts", paint)
     monkeypatch.setattr(pocket_table, "pipeline_of", lambda model: None)
     monkeypatch.setattr(pocket_table, "PART", 2)
     return calls

@@ -7,7 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffusion_core.training import TrainConfig, lr_at, resolve_precision, run_settings
+from diffusion_core.training import (
+    TrainConfig,
+    generator_of_step,
+    lr_at,
+    resolve_precision,
+    run_settings,
+)
 from diffusion_core.training import config as settings_of
 from tests.training.small import SCHEDULE, config, images
 
@@ -26,6 +32,21 @@ def test_lr_at_starts_above_0_and_ends_near_0():
     assert lr_at(500, conf) == pytest.approx(0.5)
     assert 0 < lr_at(999, conf) < 1e-5
     assert all(lr_at(k, conf) > lr_at(k + 1, conf) for k in range(999))
+
+
+@pytest.mark.parametrize("seed", [0, 3, 4293])
+@pytest.mark.parametrize("k", [0, 5, 1_000_002])
+def test_the_generator_of_a_step_stays_what_it_is(seed, k):
+    """Another formula would make a resumed run see other batches than the run that was stopped."""
+    expected = torch.Generator().manual_seed(seed * 1_000_003 + k)
+    assert torch.equal(generator_of_step(seed, k).get_state(), expected.get_state())
+
+
+def test_no_step_draws_what_another_draws():
+    """Neighbours of seed and step, and those at the ends of what the docstring promises."""
+    pairs = [(seed, k) for seed in (0, 1, 2, 4292, 4293) for k in (0, 1, 2, 1_000_001, 1_000_002)]
+    drawn = {tuple(torch.rand(4, generator=generator_of_step(*pair)).tolist()) for pair in pairs}
+    assert len(drawn) == len(pairs)
 
 
 @pytest.mark.parametrize("avx512", [True, False, None])
