@@ -2,10 +2,11 @@
 rate, old images.
 
 Each training: 100 pictures of large crosses, which the model never painted, and a share of every
-batch from 200 pictures of what it paints already. Then each adapter, at one scale or several, paints 100
-prompts for crosses and 100 old ones, all adapters from the same noise; the judge of evaluation/prompts.py
-reads the pictures. Written to diffusion_core/tables/lora.json. Every training (with its checkpoints)
-and every 100 pictures are a part of at most two minutes, kept in runs/lora_table, so that a stopped run goes on.
+batch from 3,000 pictures of what it paints already. Then each adapter, at one scale or several,
+paints 200 prompts for crosses and 400 old ones, all adapters from the same noise; the judge of
+evaluation/prompts.py reads the pictures. Written to diffusion_core/tables/lora.json. Every training
+(with its checkpoints) and every 100 pictures are a part, kept in runs/lora_table, so that a stopped
+run goes on.
 
     python -m benchmarks.lora_table
     … --seconds 100    (stops after so long; the table holds the rows that are whole)
@@ -33,7 +34,9 @@ from diffusion_core.pretrained import TABLES
 from diffusion_core.text_to_image import (
     ADAPTER,
     FINE_TUNE,
+    GUIDANCE_SCALE,
     POCKET,
+    STEPS,
     adapter_tensors,
     fine_tune,
     load_adapter,
@@ -46,11 +49,12 @@ from diffusion_core.training import CHECKPOINT
 
 FILE = TABLES / "lora.json"
 PARTS = RUNS / "lora_table"
-IMAGES, OLD_IMAGES = 100, 200
-NEW, OLD, PART = 100, 100, 100  # prompts, and how many are painted together
+IMAGES, OLD_IMAGES = 100, 3_000
+NEW, OLD, PART = 200, 400, 100  # prompts, and how many are painted together
 TRAINED, OLD_TRAINED, ASKED, OLD_ASKED = 11, 12, 21, 22  # seeds of scenes
-STEPS, GUIDANCE_SCALE, SHOWN = 25, 2.0, 8
-SCALES = (0.5, 1.5)
+ALPHA = 2.0  # alpha / r
+SHOWN = 8  # pictures
+SCALES = (0.25, 0.5, 0.75, 1.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +62,10 @@ class Training:
     """What an adapter is trained with."""
 
     r: int = 6
-    alpha: float = 6.0
     targets: str = "all"
-    lr: float = 5e-3
-    old_share: float = 0.3
-    steps: int = 400
+    old_share: float = 0.6
+    steps: int = 1_500
+    lr: float = 3e-3
     seed: int = 0
 
     @property
@@ -71,12 +74,15 @@ class Training:
 
 
 USUAL = Training()
-ROWS: list[tuple[Training | None, float]] = [  # what to measure first; without a training: the base
+ROWS: list[tuple[Training | None, float]] = [  # an adapter and its scale; None: the base alone
     (None, 0.0),
     (USUAL, 1.0),
-    (Training(r=8, alpha=16.0, targets="attention"), 1.0),
-    *((USUAL, scale) for scale in SCALES),
+    (Training(old_share=0.5, steps=250, lr=5e-3), 1.0),
+    (Training(r=8, targets="attention"), 1.0),
     (Training(old_share=0.0), 1.0),
+    (Training(r=1), 1.0),
+    *((USUAL, scale) for scale in SCALES),
+    (Training(r=2), 1.0),
 ]
 
 
@@ -115,7 +121,7 @@ def train(training: Training, folder: Path) -> None:
             checkpoint_every=50,
         ),
         r=training.r,
-        alpha=training.alpha,
+        alpha=ALPHA * training.r,
         targets=training.targets,
         old=captioned(training_scenes(OLD_IMAGES, OLD_TRAINED)),
         old_share=training.old_share,
@@ -207,6 +213,7 @@ def main(argv: list[str] | None = None) -> None:
             "images": IMAGES,
             "old_images": OLD_IMAGES,
             "batch_size": FINE_TUNE.batch_size,
+            "alpha_over_r": ALPHA,
             "sampler": f"DDIM, {STEPS} steps, guidance {GUIDANCE_SCALE}",
             "least_iou": LEAST_IOU,
             "rows": rows,
