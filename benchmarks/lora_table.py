@@ -77,12 +77,11 @@ USUAL = Training()
 ROWS: list[tuple[Training | None, float]] = [  # an adapter and its scale; None: the base alone
     (None, 0.0),
     (USUAL, 1.0),
-    (Training(old_share=0.5, steps=250, lr=5e-3), 1.0),
+    (Training(old_share=0.3, steps=300, lr=5e-3), 1.0),
     (Training(r=8, targets="attention"), 1.0),
     (Training(old_share=0.0), 1.0),
     (Training(r=1), 1.0),
     *((USUAL, scale) for scale in SCALES),
-    (Training(r=2), 1.0),
 ]
 
 
