@@ -54,7 +54,7 @@ NEW, OLD, PART = 200, 400, 100  # prompts, and how many are painted together
 TRAINED, OLD_TRAINED, ASKED, OLD_ASKED = 11, 12, 21, 22  # seeds of scenes
 ALPHA = 2.0  # alpha / r
 SHOWN = 8  # pictures
-SCALES = (0.25, 0.5, 0.75, 1.5)
+SCALES = (0.25, 0.5, 0.75, 0.9, 1.5)
 
 
 @dataclasses.dataclass(frozen=True)

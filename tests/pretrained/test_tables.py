@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import kl_weight, latent_table, pocket_table, study
+from benchmarks import kl_weight, latent_table, lora_table, pocket_table, study
 from benchmarks.guidance_table import ROWS, SIZES, Row
 from diffusion_core.files import sha256
 from diffusion_core.pretrained import TABLES, WEIGHTS, load_table, read_card
@@ -143,6 +143,22 @@ def test_prompts_were_scored_on_the_shipped_pocket_model():
     assert found == pocket_table.scheduler_rows(pocket_table.SMALL, GUIDANCE_SCALE)
     for row in table["rows"]:
         assert len(row["wrong"]) == round((1 - row["right"]) * row["n"])
+
+
+def test_adapters_were_trained_on_the_shipped_pocket_model():
+    table = load_table("lora")
+    stored = json.loads((WEIGHTS / "pocket.json").read_text(encoding="utf8"))["sha256"]
+    assert table["weights_sha256"] == stored["unet/diffusion_pytorch_model.safetensors"], (
+        "the weights have changed: python -m benchmarks.lora_table"
+    )
+    found = [(row["training"], row["scale"]) for row in table["rows"]]
+    assert found == [(one and dataclasses.asdict(one), scale) for one, scale in lora_table.ROWS]
+    for row in table["rows"]:
+        assert len(row["new"]) == lora_table.NEW and len(row["old"]) == lora_table.OLD
+        assert set(row["new"] + row["old"]) <= {"0", "1"}
+        if row["training"]:
+            numbers = row["bytes"] / 2  # half precision, and a head of names
+            assert 0.9 * numbers < row["parameters"] < numbers
 
 
 def settings_of(row):
