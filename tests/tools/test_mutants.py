@@ -108,6 +108,25 @@ def test_only_tests_that_reach_a_function_are_run():
     assert [tests[name].seconds for name in found] == sorted(tests[name].seconds for name in found)
 
 
+def test_a_call_in_another_thread_is_reached():
+    """Batches are drawn in one."""
+    assert ("exact", "sample") in process.in_process(_reached_by_a_thread, limit=100)
+
+
+def _reached_by_a_thread(answer):
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+
+    from diffusion_core.exact import GaussianMixture
+    from tools.mutation.reach import Reach
+
+    data, reach = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1)), Reach("exact")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(data.sample, 1).result()
+    answer.put(reach.outside)
+
+
 def test_verdicts_fall_with_what_they_were_about():
     code, tests = verdicts.function_hashes("exact"), verdicts.tests_hash("exact")
     found = {

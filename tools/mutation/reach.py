@@ -1,6 +1,7 @@
 """Which functions of the package does a piece of code call? And each test, and how long does it take?"""
 
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -29,6 +30,7 @@ class Reach:
         self.tests = {}
         self.outside = self._now = set()
         sys.setprofile(self._note)
+        threading.setprofile(self._note)  # of threads that start from now on
 
     def _note(self, frame, event, argument):
         if event == "call" and (module := self.files.get(frame.f_code.co_filename)):

@@ -27,11 +27,22 @@ TESTS = {
     "exact": ["tests/test_exact.py"],
     "networks/unet": ["tests/networks/test_unet.py"],
     **{
-        f"training/{name}": ["tests/training/test_loop.py"]
-        for name in ("average", "batches", "config", "loop", "stopping", "validation")
+        f"training/{module}": [f"tests/training/test_{name}.py" for name in names.split()]
+        for module, names in {
+            "average": "average loop",
+            "batches": "batches loop",
+            "checkpoints": "checkpoints loop resume",
+            "config": "config loop",
+            "loop": "loop checkpoints processes resume stopping",
+            "stopping": "stopping loop",
+            "validation": "validation loop",
+        }.items()
     },
-    "training/checkpoints": ["tests/training/test_checkpoints.py", "tests/training/test_loop.py"],
-    "files": ["tests/test_files.py", "tests/training/test_checkpoints.py"],
+    "files": [
+        "tests/test_files.py",
+        "tests/training/test_checkpoints.py",
+        "tests/training/test_resume.py",
+    ],
 }
 RESULT = layout.BOOK / "_data" / "mutation.json"
 EQUIVALENT = layout.ROOT / "tools" / "mutation" / "equivalent.yml"
