@@ -321,6 +321,9 @@ def test_a_step_is_eq_6_by_hand(linear):
     length = (t - s)[:, None]
     by_hand = x - length * drift + (beta * length).sqrt() * z
     assert_close(euler_maruyama_step(drift, x, t, s, z, VPSDE(linear)), by_hand)
+    early = euler_maruyama_step(drift, x, 0.5, 0.2, z, VPSDE(linear))
+    beta = -math.log(1 - linear.betas[0])
+    assert_close(early, x - 0.3 * drift + math.sqrt(0.3 * beta) * z)
     found = euler_maruyama_step(drift.float(), x.float(), 9, 8, z.float(), VESDE())
     assert found.dtype == torch.float32
 
@@ -497,6 +500,18 @@ def test_the_corrector_works_between_steps_only(linear, mixture):
     plain = euler_maruyama(known, x, times, sde, generator=seeded(5))
     same = predictor_corrector_sample(known, x, times, sde, corrections=0, generator=seeded(5))
     assert_close(last(same), last(plain), rtol=0, atol=0)
+    times = torch.tensor([500, 0.5, 0], dtype=F64)  # corrected at 0.5
+    usual = predictor_corrector_sample(known, x, times, sde, generator=seeded(5))
+    named = predictor_corrector_sample(
+        known, x, times, sde, snr=0.16, corrections=1, generator=seeded(5)
+    )
+    assert_close(last(usual), last(named), rtol=0, atol=0)
+    by_hand = euler_maruyama_step(
+        reverse_drift(x, 500, known, sde), x, 500, 0.5, draw(x, g := seeded(5)), sde
+    )
+    by_hand = langevin_step(known(by_hand, 0.5), by_hand, 0.5, draw(x, g), sde, 0.16)
+    usual = predictor_corrector_sample(known, x, times, sde, generator=seeded(5))
+    assert_close(next(usual).x, by_hand)
 
 
 # --- likelihood ---
@@ -572,7 +587,8 @@ def test_images_keep_their_shape_in_the_likelihood(linear):
     end = full + h / 2 * (first + eps(full + h * first, 300))
     x_T = a[300].sqrt() * end
     log_p = (-0.5 * (x_T**2 + math.log(2 * math.pi))).flatten(1).sum(1)
-    trace = h / 2 * 4 * 3 * (a[200].sqrt() + a[300].sqrt())
+    half = (ratio[300] / ratio[200]).log() / 2  # the trapezoid rule in log sigma
+    trace = 4 * 3 * half * (ratio[200] * a[200].sqrt() + ratio[300] * a[300].sqrt())
     assert_close(found, log_p + 2 * (a[300] / a[200]).log() + trace)
 
 
@@ -668,5 +684,7 @@ def test_shapes_and_times_that_do_not_fit_are_refused(linear, sde):
                 look_up(t)
     with pytest.raises(ValueError, match="s = -1 is outside its domain"):
         euler_maruyama_step(x, x, 2, -1, x, sde)
+    with pytest.raises(ValueError, match="t = -0.5 is outside its domain"):
+        euler_maruyama_step(x, x, -0.5, 0, x, sde)
     with pytest.raises(TypeError, match="cannot hold every time step"):
         sde.rates(torch.tensor(3.0, dtype=torch.bfloat16))
