@@ -590,6 +590,13 @@ def test_images_keep_their_shape_in_the_likelihood(linear):
     half = (ratio[300] / ratio[200]).log() / 2  # the trapezoid rule in log sigma
     trace = 4 * 3 * half * (ratio[200] * a[200].sqrt() + ratio[300] * a[300].sqrt())
     assert_close(found, log_p + 2 * (a[300] / a[200]).log() + trace)
+    # from the data: sigma begins at 0
+    found = log_likelihood(model, x, torch.tensor([200, 0]), linear)
+    h = ratio[200]
+    first = 2 * x.flip(2) + 3 * x
+    end = x + h / 2 * (first + eps(x + h * first, 200))
+    log_p = (-0.5 * (a[200] * end**2 + math.log(2 * math.pi))).flatten(1).sum(1)
+    assert_close(found, log_p + 2 * a[200].log() + h / 2 * 4 * 3 * (1 + a[200].sqrt()))
 
 
 # --- what is refused ---
