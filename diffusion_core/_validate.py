@@ -128,9 +128,9 @@ def check_batch(t: Tensor, like: Tensor, name: str = "t") -> None:
         )
 
 
-def check_grid(times: Tensor, T: int) -> Tensor:
+def check_grid(times: Tensor, T: int, *, to_data: bool = True) -> Tensor:
     """The time grid of a sampler, checked: one-dimensional, at least two entries,
-    strictly decreasing, within T .. 0, ending at 0.
+    strictly decreasing, within T .. 0, ending at 0 (unless to_data is False).
 
     Returns: the grid on the CPU, dtype kept.
     Raises: TypeError if not a tensor; ValueError naming the first entry that is wrong.
@@ -152,7 +152,7 @@ def check_grid(times: Tensor, T: int) -> Tensor:
             f"times must strictly decrease, but times[{i}] = {grid[i]:g} is followed by "
             f"{grid[i + 1]:g}"
         )
-    if grid[-1] != 0:
+    if to_data and grid[-1] != 0:
         raise ValueError(f"times must end at 0 (the data), but ends at {grid[-1]:g}")
     return times.detach().cpu()
 

@@ -23,6 +23,7 @@ TESTS = {
     "ddpm": ["tests/test_ddpm.py"],
     "likelihood": ["tests/test_likelihood.py"],
     "ddim": ["tests/test_ddim.py"],
+    "sde": ["tests/test_sde.py"],
     "guidance": ["tests/test_guidance.py"],
     "exact": ["tests/test_exact.py"],
     "networks/unet": ["tests/networks/test_unet.py"],
