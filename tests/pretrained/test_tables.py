@@ -157,8 +157,8 @@ def test_adapters_were_trained_on_the_shipped_pocket_model():
         assert len(row["new"]) == lora_table.NEW and len(row["old"]) == lora_table.OLD
         assert set(row["new"] + row["old"]) <= {"0", "1"}
         if row["training"]:
-            numbers = row["bytes"] / 2  # half precision, and a head of names
-            assert 0.9 * numbers < row["parameters"] < numbers
+            head = row["bytes"] - 2 * row["parameters"]  # names, beside numbers of half precision
+            assert 0 < head < 40_000
 
 
 def settings_of(row):
