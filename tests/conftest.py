@@ -1,6 +1,7 @@
 """Shared pieces of the tests. GPUs are hidden, so that every machine runs the same tests."""
 
 import os
+import signal
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -24,6 +25,12 @@ SCHEDULES = {
     "scaled_linear": NoiseSchedule.from_betas(scaled_linear_betas()),
     "cosine": NoiseSchedule.from_betas(cosine_betas()),
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c() -> None:
+    """As in a terminal: a shell that starts the tests in the background lets them ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=SCHEDULES)
